@@ -1,0 +1,1 @@
+"""The captions table: publishing and resuming."""

@@ -1,0 +1,60 @@
+"""What every entry point shares: options in, one clear message out, the exit code of the contract."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NoReturn, TypeVar
+
+import tyro
+
+from hisem.errors import HisemError
+
+
+class Exit(IntEnum):
+    """Exit codes of every command."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    FAILED_ROWS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Options that every command has."""
+
+    debug: bool = False
+    """Show the traceback of an expected error and log debugging detail."""
+
+
+Options = TypeVar("Options", bound=Common)
+
+
+def parse(options: type[Options], description: str, argv: Sequence[str] | None = None) -> Options:
+    """The command line as `options`. Exits with 2 and the usage on a mistake."""
+    return tyro.cli(options, description=description, args=argv)
+
+
+def run(main: Callable[[Options], int | None], options: Callable[[], Options]) -> NoReturn:
+    """Parse with `options()`, run `main`, and end the process with its exit code.
+
+    A `HisemError` prints its message alone; `--debug` adds the traceback. Ctrl-C ends with 130.
+    """
+    debug = "--debug" in sys.argv
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        code = main(options())
+    except HisemError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code or Exit.DONE)

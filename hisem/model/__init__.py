@@ -1,0 +1,1 @@
+"""HiSem, the change captioning model, and its bundle on disk."""

@@ -1,0 +1,125 @@
+"""HiSem: two images in, a sentence about what changed out.
+
+Shapes: B pairs, H x W pixels of a tile, h x w pixels of the backbone's input, L tokens, D channels,
+T caption positions, V words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hisem.model import bundle
+from hisem.model.backbone import Backbone, BackboneConfig
+from hisem.model.bdam import BDAMConfig
+from hisem.model.change import ChangeEncoder
+from hisem.model.decoder import Decoder, DecoderConfig
+from hisem.model.generation import Hypothesis, generate
+from hisem.model.hasd import HASDConfig
+from hisem.model.preprocess import Preprocess
+from hisem.text.vocabulary import UNCHANGED_SENTENCE, Vocabulary
+
+
+@dataclass(frozen=True)
+class HiSemConfig:
+    """The whole model. Defaults are the paper's."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    bdam: BDAMConfig = field(default_factory=BDAMConfig)
+    hasd: HASDConfig = field(default_factory=HASDConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+
+
+class HiSemOutput(NamedTuple):
+    """`logits` B T V; `change_logits` B 2 or None without a router; scalar `balance_loss`."""
+
+    logits: Tensor
+    change_logits: Tensor | None
+    balance_loss: Tensor
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One tile's sentence. `change_probability` is null for a model without a router; then `changed`
+    says whether the sentence differs from the canonical one for unchanged pairs. `logprob` is the sum
+    over the words and END.
+    """
+
+    text: str
+    changed: bool
+    change_probability: float | None
+    logprob: float
+
+
+class HiSem(nn.Module):
+    """The change captioning model of arXiv 2605.15024.
+
+    With `pretrained` the backbone's weights are read as its config says; a loaded bundle brings its own.
+    """
+
+    def __init__(self, config: HiSemConfig, vocabulary: Vocabulary, *, pretrained: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.vocabulary = vocabulary
+        self.backbone = Backbone(config.backbone, pretrained=pretrained)
+        self.change = ChangeEncoder(self.backbone.dim, self.backbone.grid, config.bdam, config.hasd)
+        self.decoder = Decoder(self.backbone.dim, len(vocabulary), config.decoder)
+        self.preprocess = Preprocess(config.backbone.image_size, self.backbone.mean, self.backbone.std)
+
+    @property
+    def change_threshold(self) -> float:
+        """p(changed) from which on a pair takes the changed path, in [0, 1]; settable."""
+        return self.change.change_threshold
+
+    @change_threshold.setter
+    def change_threshold(self, value: float) -> None:
+        self.change.change_threshold = value
+
+    def forward(self, before: Tensor, after: Tensor, word_ids: Tensor, changed: Tensor | None = None) -> HiSemOutput:
+        """Teacher-forced pass; the only entry training uses.
+
+        `before`, `after`: normalised images B 3 h w; `word_ids` B T, START first; `changed` (B, bool)
+        chooses the path, None lets the router.
+        """
+        batch = len(before)
+        tokens = self.backbone(torch.cat([before, after]))  # 2B L D: one pass for both dates
+        found = self.change(tokens[:batch], tokens[batch:], changed)
+        return HiSemOutput(self.decoder(word_ids, found.memory), found.logits, found.balance_loss)
+
+    def generate(self, memory: Tensor, beam: int = 1, allow_unknown: bool = True) -> list[list[Hypothesis]]:
+        """For each row of memory B L D its hypotheses, best first (see `hisem.model.generation`)."""
+        return generate(self.decoder, memory, beam, allow_unknown)
+
+    @torch.no_grad()
+    def caption(self, before: Tensor, after: Tensor, beam: int = 1) -> list[Caption]:
+        """Captions of uint8 image pairs B 3 H W each, on the model's device. Puts nothing in training mode."""
+        batch = len(before)
+        if not batch:
+            return []
+        tokens = self.backbone(self.preprocess(torch.cat([before, after])))
+        found = self.change(tokens[:batch], tokens[batch:])
+        best = [hypotheses[0] for hypotheses in self.generate(found.memory, beam, allow_unknown=False)]
+        texts = [self.vocabulary.decode(hypothesis.ids) for hypothesis in best]
+        if found.logits is None:
+            probabilities: list[float | None] = [None] * batch
+            changed = [text != UNCHANGED_SENTENCE for text in texts]
+        else:
+            probabilities = found.logits.float().softmax(dim=-1)[:, 1].tolist()
+            changed = found.changed.tolist()
+        return [
+            Caption(text, flag, probability, hypothesis.logprob)
+            for text, flag, probability, hypothesis in zip(texts, changed, probabilities, best, strict=True)
+        ]
+
+    def save_pretrained(self, folder: str | Path, metrics: dict[str, Any] | None = None) -> str:
+        """Write the bundle and return its digest. `metrics` is what is known about its quality."""
+        return bundle.save(self, Path(folder), metrics or {})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> HiSem:
+        """Load a bundle from a local folder, in eval mode on the CPU. Raises `BundleError`."""
+        return bundle.load(cls, HiSemConfig, Path(folder))

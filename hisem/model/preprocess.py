@@ -1,0 +1,40 @@
+"""Pixels to the backbone's input.
+
+Shapes: B images, 3 channels, H x W pixels of a tile, h x w pixels of the backbone's input.
+Architecture page, section 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+
+class Preprocess(nn.Module):
+    """uint8 images of any size to normalised floats of one size, as PIL's bicubic resize would give."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised float32 B 3 h w of uint8 B 3 H W."""
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8 (0 to 255), found {images.dtype}")
+        if tuple(images.shape[-2:]) != self.size:
+            images = self._resize(images)
+        return (images.float() / 255 - self.mean) / self.std
+
+    def _resize(self, images: Tensor) -> Tensor:
+        # torch resamples uint8 on the CPU only; elsewhere the same filter in float, rounded to uint8.
+        source = images if images.device.type == "cpu" else images.float()
+        resized = F.interpolate(source, self.size, mode="bicubic", antialias=True, align_corners=False)
+        return resized if resized.dtype == torch.uint8 else resized.round().clamp(0, 255)

@@ -1,0 +1,1 @@
+"""Words: vocabulary and caption metrics."""
