@@ -1,0 +1,134 @@
+"""The pixel grid of a scene pair, its windows, and where they lie on Earth.
+
+A tile is a window of its pair's grid. Windows are in pixels, rows counted downwards from the grid's
+first row; footprints are in degrees, longitude first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.warp import transform_geom
+from shapely.geometry import mapping, shape
+
+from hisem.archive.gdal import GDAL_ERRORS, cause_of
+from hisem.errors import ConfigError, RasterError
+
+WGS84 = CRS.from_epsg(4326)
+SEGMENTS_PER_EDGE = 4
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of whole pixels: its first row and column, and its size."""
+
+    row_off: int
+    col_off: int
+    height: int
+    width: int
+
+    def intersection(self, other: Window) -> Window | None:
+        """The pixels in both windows, or None where they share none."""
+        top, left = max(self.row_off, other.row_off), max(self.col_off, other.col_off)
+        bottom = min(self.row_off + self.height, other.row_off + other.height)
+        right = min(self.col_off + self.width, other.col_off + other.width)
+        return Window(top, left, bottom - top, right - left) if bottom > top and right > left else None
+
+    def slices(self, origin: Window) -> tuple[slice, slice]:
+        """Row and column slices of this window in an array that holds the pixels of `origin`."""
+        row, col = self.row_off - origin.row_off, self.col_off - origin.col_off
+        return slice(row, row + self.height), slice(col, col + self.width)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Size in pixels, north-up affine transform (pixel to map coordinates) and CRS of a pair's pixels.
+
+    Images without georeference have the identity transform, and no CRS.
+    """
+
+    height: int
+    width: int
+    transform: Affine
+    crs: CRS | None
+
+    @property
+    def extent(self) -> Window:
+        """The window that is the whole grid."""
+        return Window(0, 0, self.height, self.width)
+
+    @property
+    def has_transform(self) -> bool:
+        """Whether pixels have map coordinates."""
+        return not is_identity(self.transform)
+
+    def transform_of(self, window: Window) -> Affine:
+        """The affine transform of `window`: the grid's, moved to the window's first pixel."""
+        t = self.transform
+        return Affine(t.a, 0.0, t.c + window.col_off * t.a, 0.0, t.e, t.f + window.row_off * t.e)
+
+    def bounds_of(self, window: Window) -> tuple[float, float, float, float]:
+        """Left, bottom, right and top of `window` in map coordinates."""
+        t = self.transform_of(window)
+        return t.c, t.f + window.height * t.e, t.c + window.width * t.a, t.f
+
+    def footprints(self, windows: Sequence[Window]) -> list[bytes | None]:
+        """The outline of each window as WKB in EPSG:4326; None where the grid lies nowhere on Earth.
+
+        Edges are densified before they are projected, because a straight edge of the grid is curved in
+        degrees. An outline that crosses the antimeridian becomes two polygons.
+
+        Raises `RasterError` where the CRS cannot be transformed to EPSG:4326.
+        """
+        if self.crs is None or not self.has_transform:
+            return [None] * len(windows)
+        boxes = shapely.box(*np.array([self.bounds_of(window) for window in windows]).T)
+        if self.crs != WGS84:
+            edge = min(min(window.height * -self.transform.e, window.width * self.transform.a) for window in windows)
+            dense = shapely.segmentize(boxes, edge / SEGMENTS_PER_EDGE)
+            try:
+                outlines = transform_geom(self.crs, WGS84, [mapping(box) for box in dense])
+            except GDAL_ERRORS as error:
+                raise RasterError(
+                    f"footprints cannot be computed from {self.crs} to EPSG:4326 ({cause_of(error)}); "
+                    "check the CRS of the before scene."
+                ) from error
+            boxes = [shape(outline) for outline in outlines]
+        return list(shapely.to_wkb(boxes))
+
+
+def is_identity(transform: Affine) -> bool:
+    """Whether `transform` is the identity, by which GDAL says that a raster has none."""
+    return tuple(transform)[:6] == (1, 0, 0, 0, 1, 0)
+
+
+def offsets(length: int, tile_size: int) -> list[int]:
+    """First pixels of tiles along one axis of `length` pixels; the last tile ends where the axis ends."""
+    if length <= tile_size:
+        return [0]
+    regular = list(range(0, length - tile_size + 1, tile_size))
+    return regular if regular[-1] + tile_size == length else [*regular, length - tile_size]
+
+
+def windows(height: int, width: int, tile_size: int) -> list[Window]:
+    """Windows of `tile_size` pixels that cover a scene of `height` x `width` wholly, row by row.
+
+    Offsets are multiples of the size, save in the last row and column, which shift inwards so that no
+    strip is left out. Along an axis shorter than `tile_size` the window is clipped to the scene.
+
+    Raises `ConfigError` for a size below one pixel.
+    """
+    if tile_size < 1:
+        raise ConfigError(f"tile_size is {tile_size}; at least 1 pixel is needed.")
+    size = min(tile_size, height), min(tile_size, width)
+    return [Window(row, col, *size) for row in offsets(height, tile_size) for col in offsets(width, tile_size)]
+
+
+def tile_id(pair_id: str, window: Window, tile_size: int) -> str:
+    """The tile's name, the same in every run: pair, first row and column, nominal size in pixels."""
+    return f"{pair_id}/{window.row_off}-{window.col_off}-{tile_size}"

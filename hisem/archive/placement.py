@@ -1,0 +1,140 @@
+"""A raster placed on a pair's grid: read as it is where its pixels are the grid's, else warped as read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rasterio.enums import ColorInterp, Resampling
+from rasterio.io import DatasetReader
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window as RasterioWindow
+
+from hisem.archive.gdal import GDAL_ERRORS, cause_of, gdal_env
+from hisem.archive.grid import Grid, Window, is_identity
+from hisem.archive.raster import MAX_DRIFT, bounds_in
+from hisem.errors import RasterError
+
+RGB = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class PlacedRaster:
+    """A raster that yields pixels of the pair's grid.
+
+    `origin` is the grid window of the source's pixels; `extent` is the part of the grid that the raster
+    may cover, and thus the only part worth reading.
+    """
+
+    name: str
+    source: DatasetReader | WarpedVRT
+    origin: Window
+    extent: Window
+
+    def read_rgb(self, window: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+        """Pixels 3 H W of `window`, which lies in `extent`, and where they are valid, H W.
+
+        Valid is what the nodata value, alpha or mask band leaves in any of the three bands. Raises
+        `RasterError`.
+        """
+        if isinstance(self.source, WarpedVRT):
+            # Every call warps anew, so pixels and validity come in one.
+            alpha = self.source.colorinterp.index(ColorInterp.alpha) + 1
+            bands = self._read(self.source.read, window, (*RGB, alpha))
+            return bands[:3], bands[3] > 0
+        pixels = self._read(self.source.read, window, RGB)
+        return pixels, np.any(self._read(self.source.read_masks, window, RGB), axis=0)
+
+    def read_band(self, window: Window) -> npt.NDArray[Any]:
+        """The first band of `window`, H W. Raises `RasterError`."""
+        return self._read(self.source.read, window, (1,))[0]
+
+    def _read(self, read: Callable[..., Any], window: Window, bands: tuple[int, ...]) -> npt.NDArray[Any]:
+        rows, cols = window.slices(self.origin)
+        try:
+            with gdal_env():
+                return read(bands, window=RasterioWindow.from_slices(rows, cols))
+        except GDAL_ERRORS as error:
+            raise RasterError(
+                f"{self.name}: rows {rows.start}-{rows.stop} and columns {cols.start}-{cols.stop} cannot be read "
+                f"({cause_of(error)}); the file is damaged or incomplete: copy it again."
+            ) from error
+
+
+def place(raster: DatasetReader, grid: Grid, *, is_mask: bool = False) -> PlacedRaster | None:
+    """Place `raster` on `grid`; None where they do not overlap. Masks keep their values, images blend.
+
+    Raises `RasterError` where only one of the two has a CRS or a transform, or where images without
+    georeference differ in size.
+    """
+    box = bounds_in(raster, grid.crs)
+    if is_identity(raster.transform) or not grid.has_transform:
+        _require_same_pixels(raster, grid)
+        return PlacedRaster(raster.name, raster, grid.extent, grid.extent)
+    offset = _whole_offset(raster, grid)
+    if offset is not None:
+        origin = Window(*offset, raster.height, raster.width)
+        extent = origin.intersection(grid.extent)
+        return PlacedRaster(raster.name, raster, origin, extent) if extent else None
+    extent = _covering(box, grid).intersection(grid.extent)
+    return PlacedRaster(raster.name, _warped(raster, grid, is_mask), grid.extent, extent) if extent else None
+
+
+def _require_same_pixels(raster: DatasetReader, grid: Grid) -> None:
+    """Raise `RasterError` unless neither side has a transform and the sizes are equal."""
+    if grid.has_transform or not is_identity(raster.transform):
+        raise RasterError(
+            f"{raster.name}: one date has a geotransform and the other has none; both need one, or neither."
+        )
+    if (raster.height, raster.width) != (grid.height, grid.width):
+        raise RasterError(
+            f"{raster.name}: found {raster.height} x {raster.width} pixels where the before scene has "
+            f"{grid.height} x {grid.width}; without georeference the sizes must be equal."
+        )
+
+
+def _whole_offset(raster: DatasetReader, grid: Grid) -> tuple[int, int] | None:
+    """Row and column on `grid` of the raster's first pixel, or None unless its pixels are the grid's."""
+    t, g = raster.transform, grid.transform
+    row, col = (t.f - g.f) / g.e, (t.c - g.c) / g.a
+    shift = max(abs(row - round(row)), abs(col - round(col)))
+    drift = max(abs(t.e / g.e - 1) * raster.height, abs(t.a / g.a - 1) * raster.width)
+    return (round(row), round(col)) if raster.crs == grid.crs and shift + drift <= MAX_DRIFT else None
+
+
+def _covering(box: tuple[float, float, float, float], grid: Grid) -> Window:
+    """The window of whole pixels that `box` touches, and one more around it against rounding."""
+    left, bottom, right, top = box
+    t = grid.transform
+    row, col = math.floor((top - t.f) / t.e) - 1, math.floor((left - t.c) / t.a) - 1
+    end_row, end_col = math.ceil((bottom - t.f) / t.e) + 1, math.ceil((right - t.c) / t.a) + 1
+    return Window(row, col, end_row - row, end_col - col)
+
+
+def _warped(raster: DatasetReader, grid: Grid, is_mask: bool) -> WarpedVRT:
+    """`raster` on the whole of `grid`, resampled window by window as it is read.
+
+    Validity travels in an alpha band: a nodata value would have to keep clear of true pixel values.
+    """
+    # A mask is read for its values alone; whatever it declares as nodata counts as they do.
+    nodata = {"src_nodata": None} if is_mask else {}
+    try:
+        with gdal_env():
+            return WarpedVRT(
+                raster,
+                crs=grid.crs,
+                transform=grid.transform,
+                height=grid.height,
+                width=grid.width,
+                resampling=Resampling.nearest if is_mask else Resampling.bilinear,
+                add_alpha=ColorInterp.alpha not in raster.colorinterp,
+                **nodata,
+            )
+    except GDAL_ERRORS as error:
+        raise RasterError(
+            f"{raster.name}: cannot be warped from {raster.crs} to {grid.crs} ({cause_of(error)})."
+        ) from error

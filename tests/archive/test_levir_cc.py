@@ -1,0 +1,113 @@
+"""The benchmark's layout: the real subset, and damaged copies of a tiny one."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hisem.archive.levir_cc import CAPTIONS_FILE, read_levir_cc
+from hisem.archive.references import join_references
+from hisem.archive.tiles import read_tiles, shard_table
+from hisem.errors import CatalogueError, ReferencesError
+from hisem.schemas import INDEX, REFERENCES
+
+
+def entry(name: str = "train_000001.png", **changes: Any) -> dict[str, Any]:
+    sentences = [{"raw": " a house appears .", "tokens": []}, {"raw": "a house is built", "tokens": []}]
+    return {"filename": name, "split": "train", "changeflag": 1, "sentences": sentences} | changes
+
+
+def write(folder: Path, content: Any) -> str:
+    for date in "AB":
+        (folder / "images" / "train" / date).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 32), "red").save(folder / "images" / "train" / date / "train_000001.png")
+    (folder / CAPTIONS_FILE).write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(folder)
+
+
+def test_the_subset_is_read_as_its_json_says(shared_data: Path) -> None:
+    folder = shared_data / "levir_cc"
+    index, references = read_levir_cc(str(folder))
+    assert index.schema == INDEX
+    assert references.schema == REFERENCES
+    assert Counter(index.column("split").to_pylist()) == {"train": 6, "val": 1, "test": 62}
+    assert sum(references.column("changed").to_pylist()) == 29
+    assert {len(sentences) for sentences in references.column("references").to_pylist()} == {5}
+    images = json.loads((folder / CAPTIONS_FILE).read_text())["images"]
+    assert index.column("pair_id").to_pylist() == [Path(image["filename"]).stem for image in images]
+    row = index.to_pylist()[0]
+    assert row["tile_id"] == f"{row['pair_id']}/0-0-256"
+    assert (row["height"], row["width"], row["crs"], row["geometry"]) == (256, 256, None, None)
+
+
+def test_the_subset_becomes_shards(shared_data: Path) -> None:
+    index, references = read_levir_cc(str(shared_data / "levir_cc"))
+    tiles = list(read_tiles(index, 256))
+    for tile in tiles:
+        assert tile.status == "ok"
+        for date, pixels in (("before", tile.before), ("after", tile.after)):
+            assert pixels is not None
+            assert np.array_equal(np.asarray(Image.open(tile.row[date][0]).convert("RGB")), pixels)
+    shards = join_references(shard_table(tiles), references)
+    assert shards.column("references").to_pylist() == references.column("references").to_pylist()
+    assert shards.column("changed").null_count == 0
+
+
+def test_a_tiny_copy(tmp_path: Path) -> None:
+    index, references = read_levir_cc(write(tmp_path, {"images": [entry()]}))
+    (row,) = index.to_pylist()
+    assert (row["tile_id"], row["height"], row["width"]) == ("train_000001/0-0-40", 32, 40)
+    assert row["after"] == [str(tmp_path / "images" / "train" / "B" / "train_000001.png")]
+    assert references.to_pylist()[0]["references"] == ["a house appears .", "a house is built"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "a list of at least one image"),
+        ({"images": []}, "a list of at least one image"),
+        ({"images": [{"filename": "x.png"}]}, r"images\[0\] lacks 'split'"),
+        ({"images": [entry(), 7]}, r"images\[1\] lacks"),
+        ({"images": [entry("../../secret.png")]}, "a plain file name"),
+        ({"images": [entry(split="dev")]}, "split 'dev'"),
+        ({"images": [entry(changeflag=None)]}, "changeflag None"),
+        ({"images": [entry(sentences=[])]}, r"0 sentence\(s\)"),
+    ],
+)
+def test_malformed_captions_are_named(tmp_path: Path, content: Any, reason: str) -> None:
+    with pytest.raises(ReferencesError, match=reason) as raised:
+        read_levir_cc(write(tmp_path, content))
+    assert CAPTIONS_FILE in str(raised.value)
+
+
+def test_absent_files_are_counted_and_named(tmp_path: Path) -> None:
+    with pytest.raises(ReferencesError, match="give the folder that holds"):
+        read_levir_cc(str(tmp_path))
+    content = {"images": [entry(), *(entry(f"train_{number:06d}.png") for number in range(2, 9))]}
+    with pytest.raises(CatalogueError, match=r"14 of the 16 images .* images/train/A/train_000002\.png.* unpack"):
+        read_levir_cc(write(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: write(folder, {"images": [entry(), entry()]}), "pair_id must be unique"),
+        (
+            lambda folder: (folder / "images" / "train" / "A" / "train_000001.png").write_bytes(b"x"),
+            "cannot be read as PNG",
+        ),
+    ],
+)
+def test_unusable_images_are_named(tmp_path: Path, damage: Callable[[Path], Any], reason: str) -> None:
+    write(tmp_path, {"images": [entry()]})
+    damage(tmp_path)
+    with pytest.raises(CatalogueError, match=reason):
+        read_levir_cc(str(tmp_path))

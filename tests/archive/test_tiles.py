@@ -1,0 +1,162 @@
+"""Tiles and shards: every failure is a row, and the rest of the archive goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+from affine import Affine
+
+from hisem.archive import png, reader
+from hisem.archive.index import index_pair
+from hisem.archive.raster import open_raster
+from hisem.archive.tiles import failed_pair_row, read_tiles, shard_table
+from hisem.errors import ConfigError, RasterError
+from hisem.schemas import FAILED, INDEX, OK, QUALITY_FIELDS, SHARD, SKIPPED, conform
+
+Write = Callable[..., str]
+Noise = Callable[..., npt.NDArray[np.uint8]]
+
+
+def pair(pair_id: str, before: str, after: str) -> dict[str, Any]:
+    return {"pair_id": pair_id, "before": [before], "after": [after], "split": "train"}
+
+
+def test_tiles_carry_the_pixels_of_their_rows(write_raster: Write, noise: Noise) -> None:
+    scenes = [noise(seed=seed) for seed in (1, 2)]
+    paths = [write_raster(f"{number}.tif", scene) for number, scene in enumerate(scenes)]
+    table = index_pair(pair("p", *paths), 32)
+    tiles = list(read_tiles(table, 32))
+    assert [tile.row for tile in tiles] == table.to_pylist()
+    for tile in tiles:
+        rows = slice(tile.row["row_off"], tile.row["row_off"] + 32)
+        cols = slice(tile.row["col_off"], tile.row["col_off"] + 32)
+        assert (tile.status, tile.error, tile.before_valid, tile.after_valid) == (OK, None, 1, 1)
+        assert tile.before is not None
+        assert tile.after is not None
+        assert np.array_equal(tile.before, scenes[0][:, rows, cols].transpose(1, 2, 0))
+        assert np.array_equal(tile.after, scenes[1][:, rows, cols].transpose(1, 2, 0))
+
+
+def test_each_raster_is_opened_once_however_rows_are_mixed(
+    write_raster: Write, noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def counting(uri: str) -> Any:
+        opened.append(uri)
+        return open_raster(uri)
+
+    first, second = (write_raster(f"{number}.tif", noise(seed=number)) for number in range(2))
+    table = pa.concat_tables([index_pair(pair("a", first, first), 32), index_pair(pair("b", second, second), 32)])
+    mixed = table.take([17, 0, 9, 3, 1])
+    monkeypatch.setattr(reader, "open_raster", counting)
+    tiles = list(read_tiles(mixed, 32))
+    assert [tile.row["tile_id"][0] for tile in tiles] == ["b", "b", "a", "a", "a"]
+    assert opened == [second, second, first, first]
+
+
+def test_broken_pairs_fail_and_the_others_go_on(write_raster: Write, noise: Noise, tmp_path: Path) -> None:
+    good = write_raster("good.tif", noise(height=128, width=128))
+    names = ["absent", "empty", "folder", "text", "rotated", "gray", "far", "nowhere"]
+    copies = {name: write_raster(f"{name}.tif", noise(height=128, width=128)) for name in names}
+    table = pa.concat_tables([index_pair(pair(name, good, copies.get(name, good)), 64) for name in ["x", *names, "y"]])
+
+    for name in ("absent", "folder"):
+        Path(copies[name]).unlink()
+    Path(copies["folder"]).mkdir()
+    Path(copies["empty"]).write_bytes(b"")
+    Path(copies["text"]).write_text("no raster at all")
+    write_raster("gray.tif", noise(bands=1))
+    write_raster("rotated.tif", noise(), transform=Affine(10, 1, 500_000, 1, -10, 4_000_000))
+    write_raster("far.tif", noise(), transform=Affine(10, 0, 100_000, 0, -10, 4_000_000))
+    write_raster("nowhere.tif", noise(), crs=None)
+
+    tiles = list(read_tiles(table, 64))
+    assert [tile.row for tile in tiles] == table.to_pylist()
+    for tile in tiles:
+        name = tile.row["pair_id"]
+        assert tile.status == (FAILED if name in names else OK)
+        if tile.status == FAILED:
+            assert tile.before is None
+            assert tile.before_valid is None
+            assert tile.error is not None
+            assert copies[name] in tile.error
+            assert len(tile.error) > len(copies[name]) + 20
+
+
+@pytest.mark.parametrize("layout", [{"tiled": True, "blockxsize": 64, "blockysize": 64}, {"compress": "deflate"}, {}])
+@pytest.mark.parametrize("shift", [0, 3])
+def test_a_truncated_file_fails_where_it_is_cut(
+    write_raster: Write, noise: Noise, layout: dict[str, Any], shift: int
+) -> None:
+    # As large as it is, because a warp reads 128 rows at a time.
+    whole = write_raster("whole.tif", noise(height=512, width=192), transform=Affine(10, 0, shift, 0, -10, 0))
+    cut = write_raster("cut.tif", noise(height=512, width=192), transform=Affine(10, 0, 0, 0, -10, 0), **layout)
+    table = index_pair(pair("p", whole, cut), 64)
+    content = Path(cut).read_bytes()
+    Path(cut).write_bytes(content[: len(content) // 2])
+    tiles = list(read_tiles(table, 64))
+    statuses = [tile.status for tile in tiles]
+    assert set(statuses[:3]) == {OK}
+    assert set(statuses[15:]) == {FAILED}
+    assert all("cut.tif: rows" in str(tile.error) for tile in tiles if tile.status == FAILED)
+
+
+def test_tiles_with_too_few_valid_pixels_are_skipped(write_raster: Write, noise: Noise) -> None:
+    good = write_raster("good.tif", noise(height=64, width=128))
+    holed = noise(height=64, width=128)
+    holed[:, :, :64] = 0
+    holed[:, :16, 64:] = 0
+    table = index_pair(pair("p", good, write_raster("holed.tif", holed, nodata=0)), 64)
+    void, rest = read_tiles(table, 64)
+    assert (void.status, void.before_valid, void.after_valid, void.after) == (SKIPPED, 1, 0, None)
+    assert "100.0% of the pixels before and 0.0% after, less than the 50.0% required" in str(void.error)
+    assert (rest.status, rest.after_valid) == (OK, 0.75)
+    assert [tile.status for tile in read_tiles(table, 64, min_valid=0.8)] == [SKIPPED, SKIPPED]
+    assert [tile.status for tile in read_tiles(table, 64, min_valid=0.0)] == [OK, OK]
+    with pytest.raises(ConfigError, match=r"min_valid is 1\.5"):
+        next(read_tiles(table, 64, min_valid=1.5))
+
+
+def test_a_raster_replaced_since_indexing_fails(write_raster: Write, noise: Noise) -> None:
+    path = write_raster("scene.tif", noise())
+    table = index_pair(pair("p", path, path), 64)
+    write_raster("scene.tif", noise(), transform=Affine(10, 0, 500_010, 0, -10, 4_000_000))
+    assert {tile.status for tile in read_tiles(table, 64)} == {FAILED}
+    assert "make the index again" in str(next(read_tiles(table, 64)).error)
+
+
+def test_shards_hold_what_was_read(write_raster: Write, noise: Noise) -> None:
+    path = write_raster("scene.tif", noise())
+    table = index_pair(pair("p", path, path), 64)
+    Path(path).with_name("gone.tif").unlink(missing_ok=True)
+    gone = index_pair(pair("q", path, write_raster("gone.tif", noise())), 64)
+    Path(path).with_name("gone.tif").unlink()
+    tiles = list(read_tiles(pa.concat_tables([table, gone]), 64))
+    shard = shard_table(iter(tiles))
+    assert shard.schema == SHARD
+    assert conform(shard, SHARD, "shard").equals(shard)
+    assert shard.select(INDEX.names).equals(pa.concat_tables([table, gone]).combine_chunks())
+    assert shard.column("status").to_pylist() == [OK] * 4 + [FAILED] * 4
+    for tile, content in zip(tiles, shard.column("after_image").to_pylist(), strict=True):
+        assert (content is None) == (tile.after is None)
+        if tile.after is not None:
+            assert np.array_equal(png.decode(content), tile.after)
+    assert shard.column("references").null_count == 8
+    assert shard_table([]).schema == SHARD
+
+
+def test_a_failed_pair_is_one_row_of_the_contract() -> None:
+    row = failed_pair_row(pair("p", "a.tif", "b.tif"), RasterError("a.tif: no such file"))
+    assert set(row) == {*INDEX.names, *(field.name for field in QUALITY_FIELDS)}
+    table = conform(pa.Table.from_pylist([row], schema=SHARD), SHARD, "row")
+    (found,) = table.to_pylist()
+    assert (found["tile_id"], found["status"], found["error"]) == ("p/pair", FAILED, "a.tif: no such file")
+    assert [found[name] for name in ("row_off", "col_off", "height", "width")] == [0, 0, 0, 0]
+    assert (found["split"], found["geometry"], found["before"]) == ("train", None, ["a.tif"])
