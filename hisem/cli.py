@@ -43,16 +43,17 @@ def parse(options: type[Options], description: str, argv: Sequence[str] | None =
 def run(main: Callable[[Options], int | None], options: Callable[[], Options]) -> NoReturn:
     """Parse with `options()`, run `main`, and end the process with its exit code.
 
-    A `HisemError` prints its message alone; `--debug` adds the traceback. Ctrl-C ends with 130.
+    A `HisemError` prints its message alone, on one line; `--debug` adds the traceback. Ctrl-C ends with 130.
     """
     debug = "--debug" in sys.argv
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("rasterio").setLevel(logging.WARNING)  # would repeat every error that becomes a row
     try:
         code = main(options())
     except HisemError as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

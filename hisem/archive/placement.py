@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rasterio.enums import ColorInterp, Resampling
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
@@ -47,6 +47,8 @@ class PlacedRaster:
             bands = self._read(self.source.read, window, (*RGB, alpha))
             return bands[:3], bands[3] > 0
         pixels = self._read(self.source.read, window, RGB)
+        if all(flags == [MaskFlags.all_valid] for flags in self.source.mask_flag_enums[:3]):
+            return pixels, np.ones(pixels.shape[1:], bool)
         return pixels, np.any(self._read(self.source.read_masks, window, RGB), axis=0)
 
     def read_band(self, window: Window) -> npt.NDArray[Any]:

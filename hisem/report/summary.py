@@ -1,0 +1,28 @@
+"""Short summaries on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+
+def counts_table(title: str, values: Mapping[str, object]) -> Table:
+    """A two-column table: what, how much. Floats get four significant digits."""
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, show_header=False, show_edge=False)
+    table.add_column("what", overflow="fold")
+    table.add_column("value", justify="right", overflow="fold")
+    for name, value in values.items():
+        table.add_row(Text(name), Text(f"{value:.4g}" if isinstance(value, float) else str(value)))
+    return table
+
+
+def show(renderable: RenderableType) -> None:
+    """Print to standard output; where that is no terminal, 120 columns wide."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
+    console.print(renderable)

@@ -1,0 +1,75 @@
+"""Caption an archive: one row per tile in a Parquet table, whatever happened to the tile.
+
+Tiles that this model has captioned already are left out. Without --catalog the demo archive is used, and
+without --model the model that the demo trains; both are made if absent.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hisem import cli, storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(cli.Common):
+    """Options of this command."""
+
+    catalog: str | None = None
+    """Catalogue of scene pairs (.parquet or .csv). Default: the demo archive."""
+    model: str | None = None
+    """Bundle folder, URI, or models:/NAME@ALIAS. Default: the demo's model."""
+    output: str = field(default_factory=lambda: storage.join(storage.default_storage(), "table"))
+    """Folder or URI of the captions table ($HISEM_STORAGE or ~/hisem, then /table)."""
+    tile_size: int | None = None
+    """Side of a tile in pixels of the before scene (default: 256, or the demo archive's 64)."""
+    beam: int = 1
+    """Beam width; 1 is greedy."""
+    batch_size: int = 32
+    """Tiles per forward pass."""
+    captioners: int = 1
+    """Captioning actors, one CPU each."""
+    gpu: bool = False
+    """Give each captioner one GPU."""
+    tracking: str | None = None
+    """MLflow tracking URI for models:/ (default: $MLFLOW_TRACKING_URI, else SQLite under the storage root)."""
+
+
+def main(options: Options) -> int:
+    """Caption, print the summary, and say by the exit code whether rows failed."""
+    # Imported late, so that --help answers at once.
+    from hisem.distributed.captioner import caption_catalogue
+    from hisem.distributed.defaults import default_catalogue, default_model
+    from hisem.distributed.session import cluster
+    from hisem.report.summary import counts_table, show
+
+    with cluster(), tempfile.TemporaryDirectory() as scratch:
+        summary = caption_catalogue(
+            options.catalog or default_catalogue(),
+            options.model or default_model(options.tracking),
+            storage.absolute(options.output),
+            tile_size=options.tile_size or (256 if options.catalog else 64),
+            beam=options.beam,
+            batch_size=options.batch_size,
+            captioners=options.captioners,
+            gpu=options.gpu,
+            tracking_uri=options.tracking,
+            scratch=Path(scratch),
+        )
+    show(
+        counts_table(
+            f"Captions in {summary.output}/captions",
+            {"pairs": summary.pairs, "tiles": summary.tiles, "captioned before": summary.already}
+            | {f"rows {status}": count for status, count in summary.statuses.items()}
+            | {"changed": summary.changed, "seconds": summary.seconds}
+            | {f"failed: {reason}": count for reason, count in summary.errors.items()}
+            | {f"caption: {text}": count for text, count in summary.captions.items()},
+        )
+    )
+    return cli.Exit.FAILED_ROWS if summary.statuses["failed"] else cli.Exit.DONE
+
+
+if __name__ == "__main__":
+    cli.run(main, lambda: cli.parse(Options, __doc__ or ""))

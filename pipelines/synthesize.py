@@ -1,0 +1,57 @@
+"""The synthetic archive: scene pairs, catalogue and references, rendered from a seed."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from hisem import cli
+from hisem.archive.synthetic import Summary, SyntheticConfig, generate
+from hisem.report.archive_sheet import write_archive_sheet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(cli.Common):
+    """Options of this command."""
+
+    output: str
+    """Folder or URI for the archive."""
+    scenes: int = SyntheticConfig.scenes
+    """Scene pairs."""
+    seed: int = SyntheticConfig.seed
+    """The same seed gives the same bytes."""
+    tile_size: int = SyntheticConfig.tile_size
+    """Pixels a tile's side; a tile shows 64 m of ground."""
+    scene_tiles: int = SyntheticConfig.scene_tiles
+    """Tiles a scene's side."""
+    workers: int | None = None
+    """Processes; all CPUs if not given."""
+
+
+def main(options: Options) -> int:
+    """Generate the archive and say what it holds."""
+    config = SyntheticConfig(
+        scenes=options.scenes, seed=options.seed, tile_size=options.tile_size, scene_tiles=options.scene_tiles
+    )
+    summary = generate(config, options.output, workers=options.workers, progress=_show)
+    print(_told(summary))
+    print(f"contact sheet: {write_archive_sheet(summary.output, config.tile_size)}")
+    return cli.Exit.DONE
+
+
+def _show(done: int, total: int) -> None:
+    if sys.stderr.isatty() or done == total or done % 10 == 0:
+        print(f"\rscenes: {done}/{total}", end="" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
+
+
+def _told(summary: Summary) -> str:
+    splits = ", ".join(f"{count} {split}" for split, count in summary.splits.items())
+    kinds = "\n".join(f"  {count:6d}  {kind}" for kind, count in summary.kinds.items())
+    return (
+        f"{summary.output}{' (already there)' if summary.existing else ''}\n"
+        f"{summary.scenes} scene pairs ({splits}), {summary.tiles} tiles, {summary.changed} changed:\n{kinds}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, lambda: cli.parse(Options, __doc__ or ""))

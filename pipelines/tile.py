@@ -1,0 +1,58 @@
+"""Shard an archive: read both dates of every tile on one grid, and write tiles with references as Parquet.
+
+A catalogue (Parquet or CSV) lists scene pairs: pair_id, before, after, before_time, after_time and, if
+training is wanted, split (train, val, test). --levir-cc imports the LEVIR-CC benchmark's own folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hisem import cli
+from hisem.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Options(cli.Common):
+    """Shard an archive."""
+
+    output: str
+    """Folder or URI for the shards."""
+    catalog: str | None = None
+    """Catalogue of scene pairs (.parquet or .csv)."""
+    levir_cc: str | None = None
+    """Folder of the LEVIR-CC benchmark (LevirCCcaptions.json and images/) instead of a catalogue."""
+    references: str | None = None
+    """Table of references (.parquet): pair_id, row_off, col_off, references, changed. Needed for training."""
+    tile_size: int = 256
+    """Side of a tile in pixels of the before scene."""
+
+
+def main(options: Options) -> int:
+    """Shard, print the summary, and say how many rows failed."""
+    if (options.catalog is None) == (options.levir_cc is None):
+        raise ConfigError("Give exactly one of --catalog FILE and --levir-cc DIR.")
+    # Imported late, so that --help answers at once.
+    from hisem.distributed.archive import shard_archive, shard_levir_cc
+    from hisem.distributed.session import cluster
+    from hisem.report.summary import counts_table, show
+
+    with cluster():
+        if options.levir_cc is not None:
+            summary = shard_levir_cc(options.levir_cc, options.output)
+        else:
+            summary = shard_archive(options.catalog or "", options.output, options.tile_size, options.references)
+    show(
+        counts_table(
+            f"Shards in {summary.output}",
+            {"pairs": summary.pairs, "tiles": summary.tiles, "with references": summary.described}
+            | {f"status {name}": count for name, count in summary.statuses.items()}
+            | {f"split {name}": count for name, count in summary.splits.items()}
+            | {f"failed: {reason}": count for reason, count in summary.errors.items()},
+        )
+    )
+    return cli.Exit.FAILED_ROWS if summary.statuses["failed"] else cli.Exit.DONE
+
+
+if __name__ == "__main__":
+    cli.run(main, lambda: cli.parse(Options, __doc__ or ""))

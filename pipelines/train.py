@@ -1,0 +1,70 @@
+"""Train HiSem on shards. The same --name goes on where it stopped.
+
+Every value of the model and the training can be set: by --preset, then by --config FILE (YAML), then by
+flags, in that order. Without --data the demo archive is used, and made if absent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from hisem import cli, storage
+from hisem.training.options import parse_experiment
+from hisem.training.presets import PresetName
+from hisem.training.recipe import Experiment
+
+
+@dataclass(frozen=True)
+class Options(cli.Common):
+    """Train HiSem."""
+
+    data: str | None = None
+    """Folder of shards with splits train and val. Default: the demo archive."""
+    preset: PresetName = "demo"
+    """Named settings to start from; without --data always suited to the demo archive."""
+    config: str | None = None
+    """YAML file of settings over the preset's."""
+    storage: str = field(default_factory=storage.default_storage)
+    """Folder or URI for runs, shared by all nodes of a cluster (default: $HISEM_STORAGE, else ~/hisem)."""
+    name: str = "train"
+    """Name of the run."""
+    workers: int = 2
+    """Training processes."""
+    gpu: bool = False
+    """Give each worker one GPU."""
+    tracking: str | None = None
+    """MLflow tracking URI (default: $MLFLOW_TRACKING_URI, else SQLite under the storage root)."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
+
+
+def main(options: Options) -> int:
+    """Train and print the best epoch's metrics and where the model is."""
+    # Imported late, so that --help answers at once.
+    from hisem import tracking
+    from hisem.distributed.defaults import default_data
+    from hisem.distributed.session import cluster
+    from hisem.distributed.trainer import TrainOptions, train
+    from hisem.report.summary import counts_table, show
+
+    with cluster():
+        summary = train(
+            options.experiment,
+            TrainOptions(
+                data=storage.absolute(options.data) if options.data else default_data(),
+                storage=storage.absolute(options.storage),
+                name=options.name,
+                tracking=options.tracking or tracking.default_uri(),
+                workers=options.workers,
+                gpu=options.gpu,
+            ),
+        )
+    show(counts_table(f"Best model of run {options.name}", summary.metrics))
+    print(f"bundle: {summary.bundle}\nMLflow run: {summary.run_id}")
+    return cli.Exit.DONE
+
+
+if __name__ == "__main__":
+    cli.run(main, lambda: parse_experiment(Options, __doc__ or ""))
