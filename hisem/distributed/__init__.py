@@ -1,1 +1,19 @@
-"""Everything that runs on Ray."""
+"""Everything that runs on Ray, and the only room that imports it.
+
+Ray reads its environment when it is imported, so what we decide for it is set here, first.
+"""
+
+import os
+import secrets
+import sys
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Threads of one process that wait for one another sleep instead of spinning: readers, workers and captioners
+# share the cores, and a spinning thread would hold the one that it waits for.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if not sys.stderr.isatty():
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+if "RAY_ADDRESS" not in os.environ and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+    # A Ray that we start ourselves lives as long as this process, and so does its token. A cluster that we
+    # join has its own, in the environment or in ~/.ray/auth_token.
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

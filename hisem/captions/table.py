@@ -1,0 +1,115 @@
+"""The captions table: what is in it, and how finished rows get there.
+
+Rows are staged as Parquet files under `OUT/_staging/`, then published into
+`OUT/captions/acquired=YYYY-MM-DD/model=V/` under names made from their content, so that publishing the
+same rows twice changes nothing. Readers look at `OUT/captions/` alone and never see a staged row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from hisem import storage
+from hisem.errors import SchemaError
+from hisem.schemas import CAPTION, conform
+
+log = logging.getLogger(__name__)
+
+PUBLISHED, STAGING = "captions", "_staging"
+UNDATED = "unknown"
+
+
+def published_files(output: str) -> list[str]:
+    """Paths of the published files, on the output's file system."""
+    return storage.list_files(storage.join(output, PUBLISHED), ".parquet")
+
+
+def captioned_tiles(output: str, model_digest: str) -> set[str]:
+    """Tiles this model has a row for, whatever the status; refuses an output of another schema.
+
+    Raises `SchemaError` naming the file and the columns that differ.
+    """
+    fs, _ = storage.filesystem(output)
+    done: set[str] = set()
+    for path in published_files(output):
+        file = pq.ParquetFile(path, filesystem=fs)
+        _require_schema(file.schema_arrow, path)
+        keys = file.read(columns=["tile_id", "model_digest"])
+        done |= set(keys.filter(pc.equal(keys.column("model_digest"), model_digest)).column("tile_id").to_pylist())
+    return done
+
+
+def stage(table: pa.Table, output: str, name: str) -> None:
+    """Put rows (schema CAPTION) aside under a name of this run."""
+    storage.write_parquet(conform(table, CAPTION, "captions"), storage.join(output, STAGING, f"{name}.parquet"))
+
+
+def staged_tables(output: str) -> Iterator[pa.Table]:
+    """The tables that were staged and not yet published, also by runs that were killed."""
+    fs, _ = storage.filesystem(output)
+    for path in storage.list_files(storage.join(output, STAGING), ".parquet"):
+        yield conform(pq.ParquetFile(path, filesystem=fs).read(), CAPTION, path)
+
+
+def publish(output: str) -> int:
+    """Publish what is staged, one file per acquisition date and model, and clear the staging.
+
+    A row whose key is published already is left out, so a publication that was interrupted can be
+    repeated. Returns the number of rows added.
+    """
+    staged = list(staged_tables(output))
+    if not staged:
+        return 0
+    table = pa.concat_tables(staged)
+    added = 0
+    for digest in pc.unique(table.column("model_digest")).to_pylist():
+        known = captioned_tiles(output, digest)
+        rows = table.filter(pc.equal(table.column("model_digest"), digest))
+        rows = rows.filter(pc.invert(pc.is_in(rows.column("tile_id"), pa.array(sorted(known), pa.string()))))
+        for (date, version), part in _partitions(rows):
+            folder = storage.join(output, PUBLISHED, f"acquired={date}", f"model={version}")
+            storage.write_parquet(part, storage.join(folder, f"{_content_name(part)}.parquet"))
+            added += len(part)
+    storage.delete(storage.join(output, STAGING))
+    return added
+
+
+def read_captions(output: str) -> pa.Table:
+    """The whole published table, schema CAPTION."""
+    fs, _ = storage.filesystem(output)
+    parts = [conform(pq.ParquetFile(path, filesystem=fs).read(), CAPTION, path) for path in published_files(output)]
+    return pa.concat_tables(parts) if parts else CAPTION.empty_table()
+
+
+def _partitions(rows: pa.Table) -> Iterator[tuple[tuple[str, str], pa.Table]]:
+    """Rows by acquisition date of the newer scene and model version, each sorted by tile."""
+    dates = pc.fill_null(pc.strftime(rows.column("after_time"), format="%Y-%m-%d"), UNDATED)
+    keys = list(zip(dates.to_pylist(), rows.column("model_version").to_pylist(), strict=True))
+    for key in sorted(set(keys)):
+        mine = rows.filter(pa.array([other == key for other in keys]))
+        yield key, mine.sort_by("tile_id")
+
+
+def _content_name(part: pa.Table) -> str:
+    """A name that depends on the keys of the rows alone."""
+    whole = hashlib.sha256()
+    for tile, digest in zip(part.column("tile_id").to_pylist(), part.column("model_digest").to_pylist(), strict=True):
+        whole.update(f"{tile}\0{digest}\n".encode())
+    return f"part-{whole.hexdigest()[:16]}"
+
+
+def _require_schema(schema: pa.Schema, path: str) -> None:
+    if schema.names != CAPTION.names or any(schema.field(f.name).type != f.type for f in CAPTION):
+        differ = sorted(set(schema.names) ^ set(CAPTION.names)) or [
+            f.name for f in CAPTION if schema.field(f.name).type != f.type
+        ]
+        raise SchemaError(
+            f"{path}: not the captions table of this version (columns that differ: {', '.join(differ)}). "
+            "Choose another --output; nothing was changed."
+        )

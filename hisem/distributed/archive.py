@@ -1,0 +1,206 @@
+"""Archives on Ray: catalogue to index to tiles to shards."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+import ray.data
+
+from hisem import storage
+from hisem.archive.catalogue import read_catalogue
+from hisem.archive.index import index_pair
+from hisem.archive.levir_cc import read_levir_cc
+from hisem.archive.references import join_references, read_references
+from hisem.archive.tiles import failed_pair_row, read_tiles, shard_table
+from hisem.errors import DatasetError, HisemError, StorageError
+from hisem.schemas import FAILED, INDEX, OK, QUALITY_FIELDS, SHARD, SKIPPED, conform, require_unique
+
+log = logging.getLogger(__name__)
+
+TILES_PER_BLOCK = 128
+"""Tiles read by one task, and rows of one shard file: 50 MB of pixels at 256 x 256."""
+
+PAIRS_PER_TASK = 16
+_QUALITY = [field.name for field in QUALITY_FIELDS]
+INDEX_FILE, MANIFEST = "_index/index.parquet", "_index/manifest.json"
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What came of an archive."""
+
+    output: str
+    pairs: int
+    tiles: int
+    statuses: dict[str, int]
+    errors: dict[str, int]
+    """Reasons of failed rows and how often."""
+    described: int
+    """Tiles with references."""
+    splits: dict[str, int]
+
+
+def index_archive(catalogue: pa.Table, tile_size: int) -> tuple[pa.Table, pa.Table]:
+    """The tile index of a catalogue, built from headers in parallel, and one failed row (INDEX and
+    quality columns) for each pair that cannot be opened at all.
+    """
+    schema = pa.schema([*INDEX, *QUALITY_FIELDS])
+
+    def index(pairs: pa.Table) -> pa.Table:
+        parts = []
+        for pair in pairs.to_pylist():
+            try:
+                rows = index_pair(pair, tile_size)
+                parts.append(
+                    conform(rows.append_column("status", [[OK] * len(rows)]), schema, "index", optional=_QUALITY)
+                )
+            except HisemError as error:
+                parts.append(pa.Table.from_pylist([failed_pair_row(pair, error)], schema=schema))
+        return pa.concat_tables(parts)
+
+    blocks = max(1, math.ceil(len(catalogue) / PAIRS_PER_TASK))
+    found = (
+        ray.data.from_arrow(catalogue)
+        .repartition(min(blocks, len(catalogue)))
+        .map_batches(index, batch_format="pyarrow", batch_size=None)
+    )
+    table = pa.concat_tables(ray.get(found.to_arrow_refs())).cast(schema)
+    # Rows of a pair stay together, row by row, so that a task opens each raster once.
+    table = table.sort_by([("pair_id", "ascending"), ("row_off", "ascending"), ("col_off", "ascending")])
+    failed = pc.equal(table.column("status"), FAILED)
+    rows = table.filter(pc.invert(failed)).select(INDEX.names)
+    require_unique(rows, "tile_id", "tile index")
+    return rows, table.filter(failed)
+
+
+def shard_archive(catalogue: str, output: str, tile_size: int, references: str | None = None) -> ShardSummary:
+    """Shard the archive of a catalogue; pairs that cannot be opened become failed rows."""
+    index, failed = index_archive(read_catalogue(catalogue), tile_size)
+    known = read_references(references) if references else None
+    return write_shards(index, output, tile_size, known, failed)
+
+
+def shard_levir_cc(folder: str, output: str) -> ShardSummary:
+    """Import the LEVIR-CC benchmark from its own folder. Raises `DatasetError` for images of several sizes."""
+    index, references = read_levir_cc(folder)
+    sizes = sorted(set(index.column("height").to_pylist()) | set(index.column("width").to_pylist()))
+    if len(sizes) != 1:
+        raise DatasetError(f"{folder}: square images of one size are expected, found sides of {sizes} pixels.")
+    return write_shards(index, output, sizes[0], references)
+
+
+def tile_blocks(index: pa.Table) -> ray.data.Dataset:
+    """The index as a dataset, cut so that each block covers few scenes; column `block` numbers them."""
+    blocks = []
+    for number, start in enumerate(range(0, len(index), TILES_PER_BLOCK)):
+        block = index.slice(start, TILES_PER_BLOCK).combine_chunks()
+        blocks.append(block.append_column("block", pa.array([number] * len(block), pa.int32())))
+    return ray.data.from_arrow(blocks)
+
+
+def write_shards(
+    index: pa.Table,
+    output: str,
+    tile_size: int,
+    references: pa.Table | None = None,
+    failed: pa.Table | None = None,
+) -> ShardSummary:
+    """Read every tile of `index` and write shards to `output`, one file per block, named by its number.
+
+    The index is written first and the manifest last: an output without manifest is one that was
+    interrupted, and is done again from the start. Raises `StorageError` where `output` holds something else.
+    """
+    settings = {"tile_size": tile_size, "references": 0 if references is None else len(references)}
+    if _already_done(index, output, settings):
+        log.info("%s already holds these shards; nothing to do", output)
+        return summarise(output)
+    storage.write_parquet(index, storage.join(output, INDEX_FILE))
+    texts = ray.put(references)
+
+    def shard(block: pa.Table) -> pa.Table:
+        table = shard_table(read_tiles(block.select(INDEX.names), tile_size))
+        if (known := ray.get(texts)) is not None:
+            table = join_references(table, known)
+        storage.write_parquet(table, storage.join(output, f"part-{block['block'][0].as_py():06d}.parquet"))
+        return table.select(["tile_id", "status"])
+
+    done = 0
+    written = tile_blocks(index).map_batches(shard, batch_format="pyarrow", batch_size=None)
+    for batch in written.iter_batches(batch_size=None, batch_format="pyarrow"):
+        done += len(batch)
+        log.info("tiles: %d of %d", done, len(index))
+    if failed is not None and len(failed):
+        rows = conform(failed, SHARD, "failed pairs", optional=SHARD.names)
+        storage.write_parquet(rows, storage.join(output, "part-failed.parquet"))
+    storage.write_bytes(storage.join(output, MANIFEST), json.dumps(settings, indent=1).encode())
+    return summarise(output)
+
+
+def _already_done(index: pa.Table, output: str, settings: dict[str, Any]) -> bool:
+    """Whether `output` is finished with this very index; cleans what an interrupted run left."""
+    parts = storage.list_files(output)
+    if not storage.exists(storage.join(output, INDEX_FILE)):
+        if parts:
+            raise StorageError(f"{output}: not empty and no shards of ours ({parts[0]}). Choose another --output.")
+        return False
+    there = storage.read_parquet(storage.join(output, INDEX_FILE))
+    same = there.schema.names == INDEX.names and there.equals(index)
+    if not same:
+        kind = "columns" if there.schema.names != INDEX.names else "tiles"
+        raise StorageError(f"{output}: holds shards with other {kind}. Choose another --output, or delete it first.")
+    if storage.exists(storage.join(output, MANIFEST)):
+        known = json.loads(storage.read_bytes(storage.join(output, MANIFEST)))
+        if known != settings:
+            raise StorageError(f"{output}: was made with {known}, not {settings}. Choose another --output.")
+        return True
+    log.info("%s: an interrupted run left %d file(s); starting over", output, len(parts))
+    for part in parts:
+        storage.delete(storage.join(output, part.rsplit("/", 1)[-1]))
+    return False
+
+
+def summarise(output: str) -> ShardSummary:
+    """Counts of the shards in a folder."""
+    table = read_shard_columns(output, ["pair_id", "status", "error", "references", "split"])
+    errors = table.filter(pc.equal(table.column("status"), FAILED)).column("error")
+    return ShardSummary(
+        output,
+        len(pc.unique(table.column("pair_id"))),
+        len(table),
+        {status: _count(table.column("status"), status) for status in (OK, SKIPPED, FAILED)},
+        _counts(errors),
+        len(table) - table.column("references").null_count,
+        _counts(table.column("split")),
+    )
+
+
+def read_shard_columns(folder: str, columns: list[str]) -> pa.Table:
+    """Some columns of all shards in a folder. Raises `StorageError` or `SchemaError` for what is none."""
+    fs, _ = storage.filesystem(folder)
+    paths = storage.list_files(folder, ".parquet")
+    if not paths:
+        raise StorageError(f"{folder}: no shards there (no .parquet file). Make them with pipelines/tile.py.")
+    fields = pa.schema([SHARD.field(name) for name in columns])
+    parts = []
+    for path in paths:
+        file = pq.ParquetFile(path, filesystem=fs)
+        there = [name for name in columns if name in file.schema_arrow.names]
+        parts.append(conform(file.read(columns=there), fields, path))
+    return pa.concat_tables(parts)
+
+
+def _count(column: pa.ChunkedArray, value: str) -> int:
+    return int(pc.sum(pc.equal(column, value)).as_py() or 0)
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    counted = pc.value_counts(column.combine_chunks()).to_pylist()
+    return {str(row["values"]): row["counts"] for row in sorted(counted, key=lambda row: -row["counts"])}

@@ -1,0 +1,159 @@
+"""Scoring a model on a split of shards, its tiles spread over captioning actors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+
+from hisem import storage
+from hisem.distributed import session
+from hisem.distributed.dataset import Split, pixels, read_splits
+from hisem.distributed.shipping import Shipped, ship, unpack
+from hisem.model.hisem import HiSem
+from hisem.report.contact_sheet import TilePair, write_contact_sheet
+from hisem.text.metrics import Protocol
+from hisem.text.scoring import Baselines, ScoreRow, score_table
+from hisem.training.batches import Collate
+from hisem.training.evaluation import TileResult, caption_batches
+
+MODEL = "HiSem"
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of the model and the trivial captioners, and what the model said of each tile."""
+
+    rows: list[ScoreRow]
+    results: list[TileResult]
+    seconds: float
+
+    @property
+    def all_tiles(self) -> ScoreRow:
+        """The model's scores on all tiles."""
+        return next(row for row in self.rows if row.captioner == MODEL and row.tiles == "all")
+
+    @property
+    def changed_tiles(self) -> ScoreRow | None:
+        """The model's scores on the changed tiles alone, None where there are none."""
+        return next((row for row in self.rows if row.captioner == MODEL and row.tiles == "changed"), None)
+
+    def table(self) -> pa.Table:
+        """One row a tile: tile_id, caption, predicted, change_probability, logprob, references, changed."""
+        return pa.Table.from_pylist([asdict(result) for result in self.results])
+
+
+def evaluate(folder: str, model: Path, split: str = "test", protocol: Protocol = "words", beam: int = 1) -> Evaluation:
+    """Score the bundle in `model` on a split of the shards in `folder`.
+
+    The trivial captioners know the references of the training split, where there is one with changed
+    tiles; else only the one that says nothing changed takes part. Under protocol `ids` the model may
+    emit UNK, which counts as the word it is in the published tables.
+    """
+    began = time.perf_counter()
+    session.require(2, 0, "evaluation with one captioner and one reader", "")
+    labelled = read_splits(folder, (split,))[split]
+    results = _captioned(labelled, model, keep_unknown=protocol == "ids", beam=beam)
+    captions: dict[str, Sequence[str]] = {MODEL: [result.caption for result in results]}
+    captions |= _baselines(folder, len(results))
+    rows = score_table(
+        captions,
+        [result.references for result in results],
+        [result.changed for result in results],
+        predicted={MODEL: [result.predicted for result in results]},
+        protocol=protocol,
+        vocabulary=HiSem.from_pretrained(model).vocabulary if protocol == "ids" else None,
+    )
+    return Evaluation(rows, results, time.perf_counter() - began)
+
+
+def draw_samples(folder: str, evaluation: Evaluation, split: str, uri: str, count: int = 8) -> None:
+    """A picture of `count` tiles with references and caption: changed ones first in turn with unchanged."""
+    changed = [result for result in evaluation.results if result.changed]
+    still = [result for result in evaluation.results if not result.changed]
+    wanted = _spread(changed, count - count // 4) + _spread(still, count // 4)
+    images = _images(folder, split, {result.tile_id for result in wanted})
+    pairs = [TilePair(*images[r.tile_id], r.references, r.tile_id, r.caption) for r in wanted]
+    write_contact_sheet(pairs, uri)
+
+
+class SplitCaptioner:
+    """An actor that captions labelled tiles."""
+
+    def __init__(self, shipped: Shipped, keep_unknown: bool, beam: int) -> None:
+        torch.set_num_threads(max(1, int(session.cpus()) - 1))
+        self._model = unpack(shipped)
+        self._keep_unknown, self._beam = keep_unknown, beam
+        self._collate = Collate(self._model.vocabulary, self._model.config.decoder.max_length, 0, 0)
+
+    def __call__(self, columns: dict[str, np.ndarray]) -> pa.Table:
+        """PAIR_COLUMNS to the fields of TileResult."""
+        batch = self._collate(columns)
+        results = caption_batches(self._model, [batch], self._beam, self._keep_unknown)
+        return pa.Table.from_pylist([asdict(result) for result in results], schema=RESULT)
+
+
+RESULT = pa.schema(
+    {
+        "tile_id": pa.string(),
+        "caption": pa.string(),
+        "predicted": pa.bool_(),
+        "change_probability": pa.float64(),
+        "logprob": pa.float64(),
+        "references": pa.list_(pa.string()),
+        "changed": pa.bool_(),
+    }
+)
+
+
+def _captioned(labelled: Split, model: Path, keep_unknown: bool, beam: int) -> list[TileResult]:
+    shipped = ship(model)
+    found = pixels(labelled).map_batches(
+        SplitCaptioner,
+        fn_constructor_args=(shipped, keep_unknown, beam),
+        batch_format="numpy",
+        batch_size=BATCH,
+        compute=ray.data.ActorPoolStrategy(size=1),
+        num_cpus=1,
+    )
+    results = [TileResult(**row) for batch in _tables(found) for row in batch.to_pylist()]
+    return sorted(results, key=lambda result: result.tile_id)
+
+
+def _tables(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def _baselines(folder: str, count: int) -> dict[str, list[str]]:
+    train = read_splits(folder, ("train",))["train"]
+    return Baselines.from_training(train.references, train.changed).captions(count)
+
+
+def _images(folder: str, split: str, tiles: set[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from hisem.archive import png
+
+    fs, _ = storage.filesystem(folder)
+    images = {}
+    for path in storage.list_files(folder, ".parquet"):
+        keep = (pc.field("split") == split) & pc.field("tile_id").isin(sorted(tiles))
+        columns = ["tile_id", "before_image", "after_image"]
+        for row in pq.read_table(path, filesystem=fs, columns=columns, filters=keep, partitioning=None).to_pylist():
+            images[row["tile_id"]] = (png.decode(row["before_image"]), png.decode(row["after_image"]))
+    return images
+
+
+def _spread(results: list[TileResult], count: int) -> list[TileResult]:
+    """Up to `count` of them, evenly spaced."""
+    step = max(1, len(results) // max(1, count))
+    return results[::step][:count]

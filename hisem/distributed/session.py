@@ -1,0 +1,78 @@
+"""Joining a Ray cluster, or starting one on this machine, with quiet logs and token authentication."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import ray.data
+
+from hisem.errors import ResourceError
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """A connection to the cluster that `RAY_ADDRESS` names (as in a submitted job), else a local Ray.
+
+    A local Ray is always a new one, whatever an earlier program left behind, and ends with the block;
+    inside an open connection nothing happens. Raises `ResourceError` where the address does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(
+            address=address or "local",
+            logging_level=logging.WARNING,
+            log_to_driver=bool(os.environ.get("HISEM_WORKER_LOGS")),
+            configure_logging=True,
+        )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        if address:
+            raise ResourceError(
+                f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}). Unset RAY_ADDRESS to run on this "
+                "machine, or start the cluster."
+            ) from error
+        raise ResourceError(f"Ray could not be started on this machine: {error}.") from error
+    _quiet()
+    if not address:
+        log.info("Ray: local, %d CPUs (RAY_ADDRESS names a cluster instead)", int(cpus()))
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cpus() -> float:
+    """CPUs of the whole cluster."""
+    return float(ray.cluster_resources().get("CPU", 0))
+
+
+def gpus() -> float:
+    """GPUs of the whole cluster."""
+    return float(ray.cluster_resources().get("GPU", 0))
+
+
+def require(cpu: float, gpu: float, what: str, remedy: str) -> None:
+    """Raise `ResourceError` with the numbers where the cluster can never run `what`, instead of hanging."""
+    for name, needed, there in (("CPU", cpu, cpus()), ("GPU", gpu, gpus())):
+        if needed > there:
+            raise ResourceError(
+                f"{what} needs {needed:g} {name}s, the cluster has {there:g}: {needed - there:g} are missing. {remedy}"
+            )
+
+
+def _quiet() -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = sys.stderr.isatty()
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # would tell that bars are off

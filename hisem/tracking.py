@@ -1,0 +1,162 @@
+"""MLflow: the only file that imports it. Runs, artifacts, and `models:/...` to a folder.
+
+By default a SQLite store under the storage root, no service to start; `MLFLOW_TRACKING_URI` or a flag
+names a tracking server instead.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hisem import storage
+from hisem.errors import TrackingError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EXPERIMENT = "hisem"
+
+
+def default_uri() -> str:
+    """`$MLFLOW_TRACKING_URI`, else a SQLite file under the storage root (which must then be local)."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    root = storage.default_storage()
+    if storage.is_remote(root):
+        raise TrackingError(
+            f"HISEM_STORAGE={root} is remote, where no SQLite file can live: name a tracking server with "
+            "MLFLOW_TRACKING_URI or --tracking."
+        )
+    return sqlite_uri(root)
+
+
+def sqlite_uri(folder: str) -> str:
+    """The tracking URI of a SQLite store in a local folder, created if absent."""
+    path = Path(storage.absolute(folder))
+    path.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{path / 'mlflow.db'}"
+
+
+@dataclass
+class Run:
+    """One MLflow run, written to by one process."""
+
+    uri: str
+    run_id: str
+
+    def __post_init__(self) -> None:
+        self._client = _client(self.uri)
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters; those logged before with the same value are left alone."""
+        known = self._client.get_run(self.run_id).data.params
+        for name, value in values.items():
+            if known.get(name) != str(value):
+                self._client.log_param(self.run_id, name, value)
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log metrics of one step."""
+        from mlflow.entities import Metric
+        from mlflow.utils.time import get_current_time_millis
+
+        now = get_current_time_millis()
+        self._client.log_batch(
+            self.run_id, metrics=[Metric(name, float(value), now, step) for name, value in values.items()]
+        )
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        for name, value in values.items():
+            self._client.set_tag(self.run_id, name, value)
+
+    def folder(self, local: Path, name: str) -> None:
+        """Log a local folder as the artifact folder `name`."""
+        self._client.log_artifacts(self.run_id, str(local), name)
+
+    def file(self, local: Path, name: str) -> None:
+        """Log a local file into the artifact folder `name`."""
+        self._client.log_artifact(self.run_id, str(local), name)
+
+    def figure(self, figure: Figure, name: str) -> None:
+        """Log a matplotlib figure as the artifact `name` (ends in .png)."""
+        self._client.log_figure(self.run_id, figure, name)
+
+    def end(self, status: str = "FINISHED") -> None:
+        """Close the run: `FINISHED`, `FAILED` or `KILLED`."""
+        self._client.set_terminated(self.run_id, status)
+
+
+def start_run(uri: str, name: str, run_id: str | None = None) -> Run:
+    """A new run called `name`, or the one with `run_id` where the store still has it."""
+    from mlflow.exceptions import MlflowException
+
+    client = _client(uri)
+    if run_id is not None:
+        try:
+            client.get_run(run_id)
+        except MlflowException:
+            logging.getLogger(__name__).warning("MLflow run %s is not in %s: a new run is opened.", run_id, uri)
+        else:
+            client.update_run(run_id, status="RUNNING")
+            return Run(uri, run_id)
+    try:
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        experiment_id = experiment.experiment_id if experiment else _create_experiment(client, uri)
+        created = client.create_run(experiment_id, run_name=name)
+    except MlflowException as error:
+        raise TrackingError(f"{uri}: the tracking store cannot be used ({error.message}).") from error
+    return Run(uri, created.info.run_id)
+
+
+def resolve_model(reference: str, uri: str | None, to: Path) -> Path:
+    """A local bundle folder for a path, a URI, or `models:/name@alias` and `models:/name/version`."""
+    if not reference.startswith("models:/"):
+        if not storage.exists(reference):
+            raise TrackingError(f"{reference}: no such model bundle. Give a folder, a URI or models:/NAME@ALIAS.")
+        return storage.download(reference, to)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(mlflow.artifacts.download_artifacts(reference, dst_path=str(to), tracking_uri=uri or default_uri()))
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"{reference}: cannot be had from {uri or default_uri()} ({error}).") from error
+
+
+def model_identity(reference: str, uri: str | None, digest: str) -> tuple[str, str]:
+    """Name and version to stamp on captions: the registry's own, an alias resolved to its version; for a
+    folder or URI its last name and the beginning of the bundle's digest.
+    """
+    if not reference.startswith("models:/"):
+        return storage.absolute(reference).rsplit("/", 1)[-1], digest[:12]
+    name, _, alias = reference.removeprefix("models:/").partition("@")
+    if alias:
+        return name, str(_client(uri or default_uri()).get_model_version_by_alias(name, alias).version)
+    name, _, version = name.partition("/")
+    return name, version
+
+
+def _create_experiment(client: Any, uri: str) -> str:
+    """Artifacts of a SQLite store lie beside its file; a server decides for itself."""
+    if not uri.startswith("sqlite:///"):
+        return str(client.create_experiment(EXPERIMENT))
+    folder = Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts"
+    return str(client.create_experiment(EXPERIMENT, artifact_location=folder.as_uri()))
+
+
+def _client(uri: str) -> Any:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # the first use creates tables and tells of each
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except MlflowException as error:
+        raise TrackingError(f"{uri}: not a tracking store MLflow can use ({error.message}).") from error
