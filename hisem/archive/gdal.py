@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import rasterio
 from rasterio._err import CPLE_BaseError  # the base of what GDAL raises where rasterio does not wrap it
 from rasterio.errors import RasterioError
@@ -14,13 +16,16 @@ DRIVERS = ["GTiff", "ENVI", "PNG", "JPEG", "JP2OpenJPEG"]
 could name any file or address."""
 FORMATS = "GeoTIFF, COG, ENVI, PNG, JPEG and JPEG 2000"
 
+# MB of decoded blocks a process keeps; GDAL's own default is a share of the machine, which many workers would
+# multiply. Not among the options below: they come and go with each call, and a cache that is resized is emptied,
+# so that every read of a warped raster would warp its blocks anew (50 times slower, measured).
+os.environ.setdefault("GDAL_CACHEMAX", "256")
+
 OPTIONS = {
     # Sidecars (.hdr, .msk, .tfw) are looked up by name; a bucket or a large folder is never listed.
     "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
     # A truncated JPEG is an error instead of grey pixels.
     "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",
-    # MB a process; GDAL's own default is a share of the machine, which many workers would multiply.
-    "GDAL_CACHEMAX": 256,
     "GDAL_HTTP_MAX_RETRY": 3,
     "GDAL_HTTP_RETRY_DELAY": 1,
 }

@@ -42,7 +42,7 @@ class PlacedRaster:
         `RasterError`.
         """
         if isinstance(self.source, WarpedVRT):
-            # Every call warps anew, so pixels and validity come in one.
+            # Validity is the alpha band: read with the pixels, as rasterio's masks would warp once more.
             alpha = self.source.colorinterp.index(ColorInterp.alpha) + 1
             bands = self._read(self.source.read, window, (*RGB, alpha))
             return bands[:3], bands[3] > 0
