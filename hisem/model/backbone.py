@@ -7,6 +7,8 @@ Architecture page, section 1.
 from __future__ import annotations
 
 import importlib.util
+import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,9 +41,10 @@ class BackboneConfig:
     weights: str = "hub"
     """`hub` (downloaded by timm), `none` (random), or a .safetensors or .pth file."""
     trainable_blocks: int = 4
-    """How many of the last blocks are fine-tuned, with the final norm; 0 freezes all, -1 trains all."""
+    """How many of the last blocks are fine-tuned, with the final norm; 0 freezes all, -1 trains all.
+    Blocks of a pyramid count over its stages, those after the cut left out."""
     options: dict[str, int | float | list[int]] = field(default_factory=dict)
-    """Sizes passed to timm, for example `channels` of a ResNet or `depth` of a ViT."""
+    """Sizes passed to timm, above 0, for example `channels` of a ResNet or `depth` of a ViT."""
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.options) - SIZE_OPTIONS):
@@ -49,12 +52,17 @@ class BackboneConfig:
                 f"model.backbone.options: {', '.join(unknown)} may not be set; "
                 f"allowed are the sizes {', '.join(sorted(SIZE_OPTIONS))}."
             )
+        for name, value in self.options.items():
+            if not value or not all(0 < size < math.inf for size in (value if isinstance(value, list) else [value])):
+                raise ConfigError(f"model.backbone.options.{name}={value}: sizes must be above 0.")
         if ":" in self.name or "/" in self.name:
             raise ConfigError(
                 f"model.backbone.name={self.name}: only timm's own model names are accepted, no hub or local paths."
             )
         if min(self.image_size) < 1:
             raise ConfigError(f"model.backbone.image_size={self.image_size}: both sides must be positive.")
+        if self.stride is not None and self.stride < 1:
+            raise ConfigError(f"model.backbone.stride={self.stride}: must be 1 or more.")
         if self.trainable_blocks < -1:
             raise ConfigError(f"model.backbone.trainable_blocks={self.trainable_blocks}: use -1 (all), 0 or more.")
 
@@ -123,6 +131,11 @@ class Backbone(nn.Module):
         features = self.net.forward_intermediates(
             images, indices=[self._stage], norm=True, output_fmt="NCHW", intermediates_only=True
         )[0]  # B D H W
+        if tuple(features.shape[-2:]) != self.grid:
+            raise ConfigError(
+                f"model.backbone: {self.config.name} makes a grid of {tuple(features.shape[-2:])} tokens of "
+                f"{tuple(images.shape[-2:])} pixels, {self.grid} was expected; use another model or image_size."
+            )
         return features.flatten(2).transpose(1, 2)  # B L D
 
     def from_clip(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -142,30 +155,65 @@ def _create(config: BackboneConfig, pretrained: bool) -> Any:
     if not timm.is_model(config.name):
         close = ", ".join(timm.list_models(f"*{config.name.split('_')[0]}*")[:5])
         raise ConfigError(f"model.backbone.name={config.name}: timm has no such model. Similar: {close or 'none'}.")
-    defaults = get_pretrained_cfg(config.name)
-    sizes: dict[str, object] = dict(config.options)
-    if defaults is not None and defaults.fixed_input_size:
-        sizes["img_size"] = config.image_size
-    overlay = None
-    if pretrained and config.weights not in ("hub", "none"):
-        if not Path(config.weights).is_file():
-            raise BundleError(f"model.backbone.weights={config.weights}: no such file.")
-        overlay = {"file": config.weights}
-    try:
-        return timm.create_model(
-            config.name,
-            pretrained=pretrained and config.weights != "none",
-            pretrained_cfg_overlay=overlay,
-            num_classes=0,
-            **sizes,
-        )
-    except (OSError, RuntimeError, TypeError, ValueError, AssertionError) as error:
-        if pretrained and config.weights == "hub":
+    if not pretrained or config.weights == "none":
+        return _build(config, hub=False)
+    if config.weights == "hub":
+        try:
+            return _build(config, hub=True)
+        except ConfigError as error:
+            _build(config, hub=False)  # where the name or a size is the mistake, this says so
             raise BundleError(
-                f"model.backbone.weights=hub: the weights of {config.name} could not be had ({error}). Without a "
-                "network, download them elsewhere and pass --model.backbone.weights FILE (.safetensors or .pth)."
+                f"model.backbone.weights=hub: the weights of {config.name} could not be had ({error.__cause__}). "
+                "Without a network, download them elsewhere and pass --model.backbone.weights FILE (.safetensors or "
+                ".pth), or none for random ones."
             ) from error
-        raise ConfigError(f"model.backbone: {config.name} with {sizes}: {error}.") from error
+    net = _build(config, hub=False)
+    _load_file(net, config.weights)
+    return net
+
+
+def _build(config: BackboneConfig, *, hub: bool) -> Any:
+    """The timm model with random weights or, with `hub`, those that timm downloads."""
+    sizes: dict[str, object] = dict(config.options)
+    try:
+        defaults = get_pretrained_cfg(config.name)
+        if defaults is not None and defaults.fixed_input_size:
+            sizes["img_size"] = config.image_size
+        net = timm.create_model(config.name, pretrained=hub, num_classes=0, **sizes)
+    except Exception as error:  # timm raises many kinds for sizes that it cannot build or weights it cannot have
+        raise ConfigError(f"model.backbone: {config.name} with {sizes}: {type(error).__name__}: {error}.") from error
+    if not all(hasattr(net, part) for part in ("feature_info", "forward_intermediates", "prune_intermediate_layers")):
+        raise ConfigError(f"model.backbone.name={config.name}: timm gives no token grid of this model; choose another.")
+    return net
+
+
+def _load_file(net: Any, file: str) -> None:
+    """Weights of the whole of `net` from a file in timm's naming or the model's original one; never unpickles."""
+    where = f"model.backbone.weights={file}"
+    if not Path(file).is_file():
+        raise BundleError(f"{where}: no such file.")
+    # By convention of timm: what turns original names into timm's and resamples positions for another size.
+    adapt = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", lambda state, net: state)
+    try:
+        state = adapt(timm.models.load_state_dict(file, weights_only=True), net)
+        classifiers = net.pretrained_cfg["classifier"] or ()
+        heads = tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(heads)}
+        found = net.load_state_dict(state, strict=False)
+    except Exception as error:  # a file may hold anything
+        raise BundleError(
+            f"{where}: cannot be loaded as a .safetensors or .pth file of plain tensors that fit "
+            f"({type(error).__name__}: {error})."
+        ) from error
+    if found.missing_keys or found.unexpected_keys:
+        raise BundleError(
+            f"{where}: not the weights of this model. Missing: {_some(found.missing_keys)}; "
+            f"unexpected: {_some(found.unexpected_keys)}."
+        )
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:5]) or 'none'}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
 
 
 def _stage_index(net: Any, config: BackboneConfig) -> int:
@@ -184,6 +232,11 @@ def _freeze(net: Any, trainable_blocks: int) -> list[nn.Module]:
     """Freeze all but the last blocks; return the modules that hold only frozen parameters."""
     if trainable_blocks == -1:
         return []
+    if not hasattr(net, "group_matcher"):
+        raise ConfigError(
+            f"model.backbone.trainable_blocks={trainable_blocks}: timm does not tell the blocks of "
+            f"{type(net).__name__} apart; use -1 to train all of it."
+        )
     # timm orders groups from stem to head and puts the final norm with the last block.
     groups: dict[int, list[str]] = group_parameters(net, net.group_matcher(coarse=False))
     kept = sorted(groups)[len(groups) - min(trainable_blocks, len(groups)) :]

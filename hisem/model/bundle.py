@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hisem import __version__
-from hisem.config import from_dict, to_dict
+from hisem.config import flatten, from_dict, to_dict
 from hisem.errors import BundleError, ConfigError
 from hisem.text.vocabulary import Vocabulary
 
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 WEIGHTS, CONFIG, VOCABULARY = "model.safetensors", "config.json", "vocabulary.json"
 PREPROCESSING, METRICS = "preprocessing.json", "metrics.json"
 FORMAT = 1
+LARGEST_SIZE = 65536
+"""No size of a model that anybody trains is beyond this."""
+
+LAYER_COUNTS = frozenset({"depth", "depths", "layers"})
+"""Keys of the config that count layers."""
 
 
 def save(model: HiSem, folder: Path, metrics: dict[str, Any]) -> str:
@@ -46,24 +51,30 @@ def load(cls: type[HiSem], config_class: type[HiSemConfig], folder: Path) -> HiS
     """The model in `folder`, in eval mode. Raises `BundleError` for whatever does not fit."""
     header = read_json(folder, CONFIG)
     if header.get("format") != FORMAT:
-        raise BundleError(f"{folder / CONFIG}: bundle format {header.get('format')} found, {FORMAT} is known.")
-    try:
-        config = from_dict(config_class, header.get("model", {}), str(folder / CONFIG))
-        vocabulary = Vocabulary.from_dict(read_json(folder, VOCABULARY))
-    except ConfigError as error:
-        raise BundleError(f"{folder}: {error}") from error
+        raise BundleError(f"{folder / CONFIG}: bundle format {header.get('format')!a} found, {FORMAT} is known.")
+    if not isinstance(header.get("model"), dict):
+        raise BundleError(f"{folder / CONFIG}: the model's config, an object under `model`, is missing.")
     try:
         weights = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{folder / WEIGHTS}: cannot be read ({error}).") from error
-    words = weights["decoder.embedding.weight"].shape[0] if "decoder.embedding.weight" in weights else None
-    if words is not None and words != len(vocabulary):
+    try:
+        config = from_dict(config_class, header["model"], str(folder / CONFIG))
+    except (ConfigError, TypeError, RecursionError) as error:
+        raise BundleError(f"{folder}: {error}") from error
+    _check_sizes(config, len(weights), folder)
+    vocabulary = Vocabulary.from_dict(read_json(folder, VOCABULARY))
+    embedding = weights.get("decoder.embedding.weight")
+    if embedding is not None and embedding.dim() and len(embedding) != len(vocabulary):
         raise BundleError(
-            f"{folder}: the vocabulary has {len(vocabulary)} words but the weights are for {words}; "
+            f"{folder}: the vocabulary has {len(vocabulary)} words but the weights are for {len(embedding)}; "
             f"{VOCABULARY} and {WEIGHTS} are not of the same model."
         )
-    model = cls(config, vocabulary, pretrained=False)
-    _check_keys(model.state_dict(), weights, folder)
+    try:
+        model = cls(config, vocabulary, pretrained=False)
+    except (ConfigError, MemoryError, RuntimeError) as error:  # RuntimeError: what torch cannot allocate
+        raise BundleError(f"{folder}: no model can be built of {CONFIG}: {error}") from error
+    _check_weights(model.state_dict(), weights, folder)
     model.load_state_dict(weights)
     if (stored := read_json(folder, PREPROCESSING)) != preprocessing(model):
         raise BundleError(
@@ -73,7 +84,17 @@ def load(cls: type[HiSem], config_class: type[HiSemConfig], folder: Path) -> HiS
     return model.eval()
 
 
-def _check_keys(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], folder: Path) -> None:
+def _check_sizes(config: HiSemConfig, tensors: int, folder: Path) -> None:
+    """Refuse sizes that only a hostile config asks for, before anything of that size is built."""
+    for name, value in flatten(to_dict(config)).items():
+        for number in value if isinstance(value, list) else [value]:
+            # Each layer has tensors of its own, so that there cannot be more layers than tensors.
+            limit = max(tensors, 16) if name.rpartition(".")[2] in LAYER_COUNTS else LARGEST_SIZE
+            if isinstance(number, int) and abs(number) > limit:
+                raise BundleError(f"{folder / CONFIG}: {name} is {str(number)[:20]}; at most {limit} is plausible.")
+
+
+def _check_weights(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], folder: Path) -> None:
     missing = sorted(set(expected) - set(found))
     unexpected = sorted(set(found) - set(expected))
     misshapen = [
@@ -88,6 +109,8 @@ def _check_keys(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor
     ]
     if problems:
         raise BundleError(f"{folder / WEIGHTS} does not fit {CONFIG}: {'; '.join(problems)}.")
+    if broken := [name for name, tensor in found.items() if not tensor.isfinite().all()]:
+        raise BundleError(f"{folder / WEIGHTS}: {broken[0]} has values that are not finite; the training diverged.")
 
 
 def preprocessing(model: HiSem) -> dict[str, Any]:
@@ -116,7 +139,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     """One of the bundle's JSON files. Raises `BundleError` where it is absent or no JSON object."""
     try:
         data = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{folder / name}: not readable as JSON ({error}); is {folder} a model bundle?") from error
     if not isinstance(data, dict):
         raise BundleError(f"{folder / name}: a JSON object is expected, found {type(data).__name__}.")

@@ -33,8 +33,10 @@ class HASDConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise ConfigError(f"model.hasd.threshold={self.threshold}: must lie in [0, 1].")
-        if self.hidden < 1 or not 0 <= self.dropout < 1:
-            raise ConfigError(f"model.hasd: hidden={self.hidden} must be positive, dropout={self.dropout} in [0, 1).")
+        if self.hidden < 1:
+            raise ConfigError(f"model.hasd.hidden={self.hidden}: must be 1 or more.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.hasd.dropout={self.dropout}: must lie in [0, 1).")
 
 
 class Fusion(nn.Module):

@@ -95,15 +95,19 @@ class HiSem(nn.Module):
         return generate(self.decoder, memory, beam, allow_unknown)
 
     @torch.no_grad()
-    def caption(self, before: Tensor, after: Tensor, beam: int = 1) -> list[Caption]:
-        """Captions of uint8 image pairs B 3 H W each, on the model's device. Puts nothing in training mode."""
+    def caption(self, before: Tensor, after: Tensor, beam: int = 1, *, keep_unknown: bool = False) -> list[Caption]:
+        """Captions of uint8 image pairs B 3 H W each, on the model's device. Puts nothing in training mode.
+
+        The text never holds `<UNK>`, unless `keep_unknown` lets it compete like any word, as the published
+        scores have it.
+        """
         batch = len(before)
         if not batch:
             return []
         tokens = self.backbone(self.preprocess(torch.cat([before, after])))
         found = self.change(tokens[:batch], tokens[batch:])
-        best = [hypotheses[0] for hypotheses in self.generate(found.memory, beam, allow_unknown=False)]
-        texts = [self.vocabulary.decode(hypothesis.ids) for hypothesis in best]
+        best = [hypotheses[0] for hypotheses in self.generate(found.memory, beam, allow_unknown=keep_unknown)]
+        texts = [self.vocabulary.decode(hypothesis.ids, keep_unknown=keep_unknown) for hypothesis in best]
         if found.logits is None:
             probabilities: list[float | None] = [None] * batch
             changed = [text != UNCHANGED_SENTENCE for text in texts]

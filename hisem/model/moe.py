@@ -40,11 +40,10 @@ class MoEConfig:
         for name in ("experts", "top_k", "groups", "groups_kept", "hidden"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.hasd.moe.{name}={getattr(self, name)}: must be 1 or more.")
-        if self.shared_experts < 0 or self.balance_weight < 0:
-            raise ConfigError(
-                f"model.hasd.moe: shared_experts={self.shared_experts} and balance_weight={self.balance_weight} "
-                "must be 0 or more."
-            )
+        if self.shared_experts < 0:
+            raise ConfigError(f"model.hasd.moe.shared_experts={self.shared_experts}: must be 0 or more.")
+        if not 0 <= self.balance_weight < math.inf:  # refuses NaN too
+            raise ConfigError(f"model.hasd.moe.balance_weight={self.balance_weight}: must be 0 or more, and finite.")
         if self.experts % self.groups:
             raise ConfigError(
                 f"model.hasd.moe.groups={self.groups}: must divide experts={self.experts} into equal groups."

@@ -1,4 +1,4 @@
-"""The published checkpoint's layout, turned into ours.
+"""A checkpoint of the published implementation, turned into our model.
 
 Architecture page, section 8: three state dicts, `encoder_dict` (the backbone in OpenAI CLIP's naming),
 `encoder_trans_dict` (BDAM and HASD) and `decoder_dict`. Sizes are inferred from the weights.
@@ -9,80 +9,27 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from hisem.errors import BundleError
-from hisem.model.backbone import BackboneConfig
+from hisem.model.backbone import CLIP_VIT_B16, BackboneConfig
 from hisem.model.bdam import BDAMConfig
 from hisem.model.decoder import DecoderConfig
 from hisem.model.hasd import HASDConfig
 from hisem.model.hisem import HiSem, HiSemConfig
 from hisem.model.moe import MoEConfig
+from hisem.model.published_keys import EXPERTS, published_keys
 from hisem.text.vocabulary import Vocabulary
 
 State = dict[str, Tensor]
 
-VISUAL = "encoder_dict.clip_model.visual."
+TOWER = "encoder_dict.clip_model.visual."
 CLIP_HEAD_WIDTH = 64
 """CLIP's channels per attention head."""
 
-# Ours to theirs, by prefix; what follows the prefix is the same. {i} is a layer, {d} the date's initial.
-CHANGE = {
-    "position.column": "h_embedding.weight",
-    "position.row": "w_embedding.weight",
-    "bdam.addition_scale": "diff_attn.add_scale",
-    "bdam.deletion_scale": "diff_attn.del_scale",
-    "hasd.router.": "moe.clsgate.",
-    "hasd.norm.": "layer_norm.",
-    "hasd.unchanged.feed_forward.0.": "moe.pwff.fc1.",
-    "hasd.unchanged.feed_forward.3.": "moe.pwff.fc2.",
-    "hasd.unchanged.norm.": "moe.pwff.layer_norm.",
-    "hasd.changed.moe.gate.": "moe.changemoe.gate.",
-    "hasd.changed.moe.shared.gate.": "moe.changemoe.shared_experts.gate_proj.",
-    "hasd.changed.moe.shared.up.": "moe.changemoe.shared_experts.up_proj.",
-    "hasd.changed.moe.shared.down.": "moe.changemoe.shared_experts.down_proj.",
-    "hasd.changed.norm.": "moe.layer_norm.",
-}
-BDAM_LAYER = {
-    "conditioning.gate_in.": "feat_modulators.{i}.gate_net.0.",
-    "conditioning.gate_out.": "feat_modulators.{i}.gate_net.2.",
-    "conditioning.local.": "feat_modulators.{i}.local_conv.",
-    "conditioning.norm.": "feat_modulators.{i}.local_norm.",
-    "addition_score.": "add_predictor_list.{i}.",
-    "deletion_score.": "del_predictor_list.{i}.",
-}
-BDAM_DATE = {
-    "query.": "bidiff_modules.{i}.q_{d}.",
-    "key.": "bidiff_modules.{i}.k_{d}.",
-    "value.": "bidiff_modules.{i}.v_{d}.",
-    "gate.": "bidiff_modules.{i}.fuse_gate_{d}.",
-    "out.": "bidiff_modules.{i}.proj_{d}.",
-    "norm.": "norm_{d}_list.{i}.",
-}
-FUSION = {
-    "merge.": "Conv1_list.",
-    "norm_in.": "LN_list.left.0.",
-    "conv.": "LN_list.left.2.",
-    "norm_mid.": "LN_list.left.3.",
-    "pointwise.": "LN_list.left.5.",
-    "norm_out.": "LN_list.left.6.",
-    "norm.": "LN_norm.",
-}
-DECODER = {"embedding.": "vocab_embedding.", "output.": "wdc."}
-DECODER_LAYER = {
-    "self_attention.project.": "self_attn.in_proj_",
-    "self_attention.out.": "self_attn.out_proj.",
-    "cross_attention.project.": "multihead_attn.in_proj_",
-    "cross_attention.out.": "multihead_attn.out_proj.",
-    "feed_forward.0.": "linear1.",
-    "feed_forward.3.": "linear2.",
-    "norm1.": "norm1.",
-    "norm2.": "norm2.",
-    "norm3.": "norm3.",
-}
-EXPERTS = "change.hasd.changed.moe.experts."
 UNUSED = re.compile(
     r"encoder_dict\.clip_model\.(?!visual\.).*"
     r"|encoder_dict\.clip_model\.visual\.proj"
@@ -129,6 +76,10 @@ def read_checkpoint(path: Path) -> dict[str, State]:
     if not isinstance(checkpoint, dict) or any(not isinstance(checkpoint.get(part), dict) for part in parts):
         found = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
         raise BundleError(f"{path}: a dict with {', '.join(parts)} is expected, found {found[:200]}.")
+    for part in parts:
+        for key, tensor in checkpoint[part].items():
+            if not isinstance(key, str) or not isinstance(tensor, Tensor):
+                raise BundleError(f"{path}: {part} holds {key!a:.80}, a {type(tensor).__name__}; tensors are expected.")
     return {part: checkpoint[part] for part in parts}
 
 
@@ -144,25 +95,17 @@ def import_checkpoint(
     expected = model.state_dict()
     theirs = {f"{part}.{key}": tensor for part, state in checkpoint.items() for key, tensor in state.items()}
     dropped = {key for key in theirs if UNUSED.fullmatch(key)}
-    visual = {key for key in set(theirs) - dropped if key.startswith(VISUAL)}
+    tower = {key: tensor for key, tensor in theirs.items() if key.startswith(TOWER) and key not in dropped}
     sources = {name: keys for name in expected if (keys := published_keys(name, config))}
-    wanted = {key for keys in sources.values() for key in keys}
+    shapes = {key: _shape(name, expected[name]) for name, keys in sources.items() for key in keys}
 
-    state = _converted_backbone(model, {key: theirs[key] for key in visual})
+    resampled = _misshapen(tower, _tower_shapes(config))  # before timm makes them fit by interpolation
+    state = {} if resampled else _converted_backbone(model, tower)
+    backbone = {name: tuple(tensor.shape) for name, tensor in expected.items() if name.startswith("backbone.")}
     problems = _problems(
-        missing=sorted(wanted - set(theirs)) + [n for n in expected if n.startswith("backbone.") and n not in state],
-        unexpected=sorted(set(theirs) - wanted - visual - dropped) + sorted(set(state) - set(expected)),
-        misshapen=[
-            f"{key} is {tuple(theirs[key].shape)}, not {shape}"
-            for name, keys in sources.items()
-            for key in keys
-            if key in theirs and tuple(theirs[key].shape) != (shape := _shape(name, expected[name]))
-        ]
-        + [
-            f"{name} is {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
-            for name, tensor in state.items()
-            if name in expected and tensor.shape != expected[name].shape
-        ],
+        missing=sorted(set(shapes) - set(theirs)) + ([] if resampled else sorted(set(backbone) - set(state))),
+        unexpected=sorted(set(theirs) - set(shapes) - set(tower) - dropped) + sorted(set(state) - set(backbone)),
+        misshapen=resampled + _misshapen(theirs, shapes) + _misshapen(state, backbone),
     )
     if problems:
         raise BundleError(f"The checkpoint does not fit the published layout. {problems}.")
@@ -170,6 +113,14 @@ def import_checkpoint(
         state[name] = torch.stack([theirs[key] for key in keys]) if name.startswith(EXPERTS) else theirs[keys[0]]
     model.load_state_dict(state)
     return Imported(model.eval(), tuple(sorted(dropped)))
+
+
+def _misshapen(found: State, shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    return [
+        f"{key} is {tuple(found[key].shape)}, not {shape}"
+        for key, shape in shapes.items()
+        if key in found and tuple(found[key].shape) != shape
+    ]
 
 
 def _problems(**kinds: list[str]) -> str:
@@ -181,73 +132,77 @@ def _shape(name: str, tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape[1:] if name.startswith(EXPERTS) else tensor.shape)
 
 
-def published_keys(name: str, config: HiSemConfig) -> list[str]:
-    """The published key of one of our parameters; one per expert where ours stacks them; none for the
-    backbone, whose names timm converts.
-    """
-    if name.startswith(EXPERTS):
-        projection = name.removeprefix(EXPERTS)
-        return [
-            f"encoder_trans_dict.moe.changemoe.experts.{expert}.{projection}_proj.weight"
-            for expert in range(config.hasd.moe.experts)
-        ]
-    for ours, their in _prefixes(config).items():
-        if name.startswith(ours):
-            return [their + name.removeprefix(ours)]
-    return []
+def _tower_shapes(config: HiSemConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the CLIP tensors that depend on the grid and the patch."""
+    options, (height, width) = config.backbone.options, config.backbone.image_size
+    dim, patch = cast(int, options["embed_dim"]), cast(int, options["patch_size"])
+    return {
+        f"{TOWER}conv1.weight": (dim, 3, patch, patch),
+        f"{TOWER}class_embedding": (dim,),
+        f"{TOWER}positional_embedding": ((height // patch) * (width // patch) + 1, dim),
+    }
 
 
-def _prefixes(config: HiSemConfig) -> dict[str, str]:
-    """All prefixes of a model of this size, ours to theirs."""
-    change, decoder = "encoder_trans_dict", "decoder_dict"
-    table = {f"change.{ours}": f"{change}.{their}" for ours, their in CHANGE.items()}
-    for path, block in (("unchanged", "reblock1"), ("changed", "reblock2")):
-        table |= {f"change.hasd.{path}.fusion.{o}": f"{change}.moe.{block}.{t}" for o, t in FUSION.items()}
-    for i in range(config.bdam.layers):
-        layer, attention = f"change.bdam.layers.{i}", f"{change}.diff_attn"
-        table |= {f"{layer}.{o}": f"{attention}.{t.format(i=i)}" for o, t in BDAM_LAYER.items()}
-        for date in ("before", "after"):
-            table |= {f"{layer}.{date}.{o}": f"{attention}.{t.format(i=i, d=date[0])}" for o, t in BDAM_DATE.items()}
-    table |= {f"decoder.{ours}": f"{decoder}.{their}" for ours, their in DECODER.items()}
-    for i in range(config.decoder.layers):
-        table |= {f"decoder.layers.{i}.{o}": f"{decoder}.transformer.layers.{i}.{t}" for o, t in DECODER_LAYER.items()}
-    return table
-
-
-def _converted_backbone(model: HiSem, visual: State) -> State:
+def _converted_backbone(model: HiSem, tower: State) -> State:
     """timm's names for the CLIP image tower."""
-    tower = {key.removeprefix("encoder_dict.clip_model."): tensor for key, tensor in visual.items()}
-    return {f"backbone.net.{name}": tensor for name, tensor in model.backbone.from_clip(tower).items()}
+    clip = {key.removeprefix("encoder_dict.clip_model."): tensor for key, tensor in tower.items()}
+    return {f"backbone.net.{name}": tensor for name, tensor in model.backbone.from_clip(clip).items()}
+
+
+NEEDED = {
+    "encoder_dict": {
+        "clip_model.visual.conv1.weight": 4,
+        "clip_model.visual.class_embedding": 1,
+        "clip_model.visual.positional_embedding": 2,
+        "clip_model.visual.transformer.resblocks.0.ln_1.weight": 1,
+    },
+    "encoder_trans_dict": {
+        "h_embedding.weight": 2,
+        "w_embedding.weight": 2,
+        "moe.pwff.fc1.weight": 2,
+        "moe.changemoe.gate.weight": 2,
+        "moe.changemoe.experts.0.gate_proj.weight": 2,
+    },
+    "decoder_dict": {
+        "vocab_embedding.weight": 2,
+        "position_encoding.pe": 3,
+        "transformer.layers.0.linear1.weight": 2,
+    },
+}
+"""The keys that tell the sizes, with their number of dimensions."""
 
 
 def infer_config(checkpoint: dict[str, State], undetermined: Undetermined) -> HiSemConfig:
     """The sizes a published checkpoint was made with. Raises `BundleError` naming the keys it lacks."""
-    visual, change, decoder = (checkpoint[part] for part in ("encoder_dict", "encoder_trans_dict", "decoder_dict"))
-    needed = {
-        "encoder_dict": ["clip_model.visual.conv1.weight"],
-        "encoder_trans_dict": [
-            "h_embedding.weight",
-            "w_embedding.weight",
-            "moe.pwff.fc1.weight",
-            "moe.changemoe.gate.weight",
-            "moe.changemoe.experts.0.gate_proj.weight",
+    needed = [(part, key, rank) for part, ranks in NEEDED.items() for key, rank in ranks.items()]
+    problems = _problems(
+        missing=[f"{part}.{key}" for part, key, _ in needed if key not in checkpoint[part]],
+        misshapen=[
+            f"{part}.{key} is {tuple(tensor.shape)}, not of {rank} dimensions"
+            for part, key, rank in needed
+            if (tensor := checkpoint[part].get(key)) is not None and (tensor.dim() != rank or not tensor.numel())
         ],
-        "decoder_dict": ["vocab_embedding.weight", "position_encoding.pe"],
-    }
-    if lacking := [f"{part}.{key}" for part, keys in needed.items() for key in keys if key not in checkpoint[part]]:
-        raise BundleError(f"The checkpoint does not fit the published layout. missing: {', '.join(lacking)}.")
+    )
+    if problems:
+        raise BundleError(f"The checkpoint does not fit the published layout. {problems}.")
+    visual, change, decoder = (checkpoint[part] for part in ("encoder_dict", "encoder_trans_dict", "decoder_dict"))
     dim, _, patch, _ = visual["clip_model.visual.conv1.weight"].shape
+    vit_heads = max(1, dim // CLIP_HEAD_WIDTH)
+    if dim % vit_heads:
+        raise BundleError(
+            f"The checkpoint's image tower has {dim} channels, which {vit_heads} heads (CLIP's width/64) do not divide."
+        )
     width, height = len(change["h_embedding.weight"]), len(change["w_embedding.weight"])
     shared = change.get("moe.changemoe.shared_experts.gate_proj.weight")
     return HiSemConfig(
         backbone=BackboneConfig(
-            name="vit_base_patch16_clip_quickgelu_224",
+            name=CLIP_VIT_B16,
             image_size=(height * patch, width * patch),
             weights="none",
             options={
                 "embed_dim": dim,
                 "depth": _count(visual, r"clip_model\.visual\.transformer\.resblocks\.(\d+)\."),
-                "num_heads": max(1, dim // CLIP_HEAD_WIDTH),
+                "num_heads": vit_heads,
                 "patch_size": patch,
             },
         ),
@@ -260,7 +215,7 @@ def infer_config(checkpoint: dict[str, State], undetermined: Undetermined) -> Hi
                 top_k=undetermined.top_k,
                 groups=undetermined.groups,
                 groups_kept=undetermined.groups_kept,
-                shared_experts=len(shared) // dim if shared is not None else 0,
+                shared_experts=0 if shared is None else max(1, shared.numel() // dim**2),
                 hidden=len(change["moe.changemoe.experts.0.gate_proj.weight"]),
             ),
         ),
@@ -273,5 +228,5 @@ def infer_config(checkpoint: dict[str, State], undetermined: Undetermined) -> Hi
 
 
 def _count(state: State, pattern: str) -> int:
-    """One more than the largest number that `pattern` captures in the keys; 0 without a match."""
-    return max((int(match[1]) + 1 for key in state if (match := re.match(pattern, key))), default=0)
+    """How many different numbers `pattern` captures in the keys: a gap then shows as missing and unexpected keys."""
+    return len({match[1] for key in state if (match := re.match(pattern, key))})

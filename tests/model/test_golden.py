@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from hisem.model.decoder import Attention
-from hisem.model.published import import_checkpoint, published_keys, read_checkpoint
+from hisem.model.published import import_checkpoint, read_checkpoint
+from hisem.model.published_keys import published_keys
 from hisem.text.vocabulary import END, NULL, SPECIALS, START, Vocabulary
 
 DATA = Path(__file__).parents[1] / "data"
@@ -159,10 +160,10 @@ def test_trajectory(golden):
     optimizer = torch.optim.Adam(parameters, lr=1e-3)
     for number in range(8):
         batch = number % 3
-        inputs = [
+        before, after, tokens, lengths = (
             golden[f"trajectory/{key}"][batch] for key in ("feat_before", "feat_after", "tokens", "token_lengths")
-        ]
-        _, caption, router, balance = losses(model, *inputs, labels=golden["in/labels"])
+        )
+        _, caption, router, balance = losses(model, before, after, tokens, lengths, golden["in/labels"])
         close(torch.stack([caption, router, balance]), golden["trajectory/losses"][number], 1e-3)
         optimizer.zero_grad()
         (caption + CLASS_WEIGHT * router + balance).backward()
