@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from dataclasses import asdict, is_dataclass
+from difflib import get_close_matches
+from typing import Any, TypeVar, get_type_hints
 
 import dacite
 import yaml
@@ -21,10 +23,26 @@ def _number(value: Any) -> Any:
             return float(value)
         except ValueError:
             return value
+    if type(value) is bool:
+        raise dacite.WrongTypeError(field_type=float, value=value)
     return float(value) if type(value) is int else value
 
 
-_STRICT = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _number})
+def _whole(value: Any) -> Any:
+    """An int as it is; refuses the bool that Python would take for one."""
+    if type(value) is bool:
+        raise dacite.WrongTypeError(field_type=int, value=value)
+    return value
+
+
+def _size(value: Any) -> Any:
+    """Two ints as JSON and YAML list them, as a tuple."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise dacite.WrongTypeError(field_type=tuple[int, int], value=value)
+    return tuple(value)
+
+
+_STRICT = dacite.Config(strict=True, type_hooks={float: _number, int: _whole, tuple[int, int]: _size})
 
 
 def from_dict(cls: type[T], data: dict[str, Any], where: str) -> T:
@@ -33,12 +51,23 @@ def from_dict(cls: type[T], data: dict[str, Any], where: str) -> T:
     Raises `ConfigError` for unknown or missing keys and for values of the wrong type; the class's own
     checks raise theirs.
     """
+    if unknown := sorted(_unknown(cls, data)):
+        raise ConfigError(f"{where}: unknown key(s) {', '.join(unknown)}.")
     try:
         return dacite.from_dict(cls, data, _STRICT)
-    except dacite.UnexpectedDataError as error:
-        raise ConfigError(f"{where}: unknown key(s) {', '.join(sorted(error.keys))} for {cls.__name__}.") from error
     except dacite.DaciteError as error:
         raise ConfigError(f"{where}: {error}.") from error
+
+
+def _unknown(cls: Any, data: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+    """Keys of nested `data` that the config class lacks, each with the known one that resembles it."""
+    known = get_type_hints(cls)
+    for key, value in data.items():
+        if key not in known:
+            close = get_close_matches(str(key), known, 1)
+            yield f"{prefix}{key}" + (f" (did you mean {prefix}{close[0]}?)" if close else "")
+        elif is_dataclass(known[key]) and isinstance(value, dict):
+            yield from _unknown(known[key], value, f"{prefix}{key}.")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ schema instead of repairing it silently.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import pyarrow as pa
@@ -117,6 +118,9 @@ def conform(
     Raises `SchemaError` naming the column for a missing column, an impossible cast, or a null where
     the schema forbids it.
     """
+    twice = sorted(name for name, count in Counter(table.column_names).items() if count > 1)
+    if twice:
+        raise SchemaError(f"{where}: column(s) {', '.join(twice)} occur more than once; rename or drop one.")
     absent = set(schema.names) - set(table.column_names)
     missing = sorted(absent - set(optional))
     if missing:
@@ -156,5 +160,5 @@ def require_unique(table: pa.Table, column: str, where: str, error: type[Excepti
     counts = pc.value_counts(table.column(column).combine_chunks())
     doubled = [row["values"].as_py() for row in counts if row["counts"].as_py() > 1]
     if doubled:
-        shown = ", ".join(map(str, sorted(doubled)[:5]))
+        shown = ", ".join(sorted(map(str, doubled))[:5])
         raise error(f"{where}: {column} must be unique, but {len(doubled)} value(s) repeat: {shown}.")

@@ -7,6 +7,9 @@ Relative local paths are made absolute at once, because Ray workers have other w
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,7 +34,8 @@ def absolute(uri: str | Path) -> str:
     """A local path with `~` expanded, made absolute, without `file://`; a remote URI as it is."""
     text = str(uri)
     if is_remote(text):
-        return text.rstrip("/")
+        scheme, _, path = text.partition("://")
+        return f"{scheme}://{path.rstrip('/')}"
     return str(Path(text.removeprefix("file://")).expanduser().absolute())
 
 
@@ -54,19 +58,22 @@ def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
 def exists(uri: str | Path) -> bool:
     """Whether a file or folder is there."""
     fs, path = filesystem(uri)
-    return fs.get_file_info(path).type != pafs.FileType.NotFound
+    with _expected(uri, "looked at"):
+        return fs.get_file_info(path).type != pafs.FileType.NotFound
 
 
 def list_files(uri: str | Path, suffix: str = "") -> list[str]:
     """Sorted paths (on the URI's own file system) of all files below `uri` that end in `suffix`.
 
     Folders and files whose name starts with `_` or `.` below `uri` are left out, as Parquet readers do.
-    An absent folder has no files.
+    An absent folder has no files. Raises `StorageError` for what is no folder.
     """
     fs, root = filesystem(uri)
     selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
     found = []
-    for info in fs.get_file_info(selector):
+    with _expected(uri, "listed"):
+        infos = fs.get_file_info(selector)
+    for info in infos:
         below = info.path[len(root) :].strip("/").split("/")
         hidden = any(part.startswith(("_", ".")) for part in below)
         if info.type == pafs.FileType.File and not hidden and info.path.endswith(suffix):
@@ -77,43 +84,44 @@ def list_files(uri: str | Path, suffix: str = "") -> list[str]:
 def make_dir(uri: str | Path) -> None:
     """Create a folder and its parents; nothing happens where it exists."""
     fs, path = filesystem(uri)
-    try:
+    with _expected(uri, "created as a folder"):
         fs.create_dir(path, recursive=True)
-    except OSError as error:
-        raise StorageError(f"{uri}: the folder cannot be created ({error}).") from error
 
 
 def delete(uri: str | Path) -> None:
     """Remove a file or a folder with all it holds; nothing happens where it is absent."""
     fs, path = filesystem(uri)
-    kind = fs.get_file_info(path).type
-    if kind == pafs.FileType.Directory:
-        fs.delete_dir(path)
-    elif kind == pafs.FileType.File:
-        fs.delete_file(path)
+    with _expected(uri, "deleted"):
+        kind = fs.get_file_info(path).type
+        if kind == pafs.FileType.Directory:
+            fs.delete_dir(path)
+        elif kind == pafs.FileType.File:
+            fs.delete_file(path)
 
 
 def read_bytes(uri: str | Path) -> bytes:
     """The content of one file. Raises `StorageError` where it cannot be read."""
     fs, path = filesystem(uri)
-    try:
-        with fs.open_input_stream(path) as stream:
-            return stream.read()
-    except OSError as error:
-        raise StorageError(f"{uri}: cannot be read ({error}).") from error
+    with _expected(uri, "read"), fs.open_input_stream(path) as stream:
+        return stream.read()
 
 
 def write_bytes(uri: str | Path, content: bytes) -> None:
-    """Write one file so that no reader sees half of it: a temporary name beside it, then a move."""
+    """Write one file so that no reader sees half of it: a hidden temporary name beside it, then a move."""
     fs, path = filesystem(uri)
-    try:
-        fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
-        temporary = f"{path}.{os.getpid()}.tmp"
-        with fs.open_output_stream(temporary) as stream:
-            stream.write(content)
-        fs.move(temporary, path)
-    except OSError as error:
-        raise StorageError(f"{uri}: cannot be written ({error}).") from error
+    folder, _, name = path.rpartition("/")
+    # Hidden, because readers of Parquet folders would trip over what a killed process leaves; unique over hosts.
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
+    with _expected(uri, "written"):
+        fs.create_dir(folder, recursive=True)
+        try:
+            with fs.open_output_stream(temporary) as stream:
+                stream.write(content)
+            fs.move(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                fs.delete_file(temporary)
+            raise
 
 
 def write_parquet(table: pa.Table, uri: str | Path) -> None:
@@ -126,10 +134,8 @@ def write_parquet(table: pa.Table, uri: str | Path) -> None:
 def read_parquet(uri: str | Path, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file. Raises `StorageError` where it is absent or not Parquet."""
     fs, path = filesystem(uri)
-    try:
+    with _expected(uri, "read as Parquet"):
         return pq.read_table(path, filesystem=fs, columns=columns, partitioning=None)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise StorageError(f"{uri}: cannot be read as Parquet ({error}).") from error
 
 
 def download(uri: str | Path, to: Path) -> Path:
@@ -137,13 +143,24 @@ def download(uri: str | Path, to: Path) -> Path:
     if not is_remote(uri):
         return Path(absolute(uri))
     fs, path = filesystem(uri)
-    to.mkdir(parents=True, exist_ok=True)
-    pafs.copy_files(path, str(to), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
+    with _expected(uri, "downloaded"):
+        to.mkdir(parents=True, exist_ok=True)
+        pafs.copy_files(path, str(to), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
     return to
 
 
 def upload(folder: Path, uri: str | Path) -> None:
     """Copy a local folder to `uri` (local or remote), creating it."""
     fs, path = filesystem(uri)
-    fs.create_dir(path, recursive=True)
-    pafs.copy_files(str(folder), path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
+    with _expected(uri, "written"):
+        fs.create_dir(path, recursive=True)
+        pafs.copy_files(str(folder), path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
+
+
+@contextmanager
+def _expected(uri: str | Path, deed: str) -> Iterator[None]:
+    """What file systems raise as the `StorageError` that people meet."""
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid) as error:
+        raise StorageError(f"{uri}: cannot be {deed} ({error}).") from error

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import defaultdict
 from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from hisem import storage
-from hisem.errors import SchemaError
+from hisem.errors import SchemaError, StorageError
 from hisem.schemas import CAPTION, conform
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ def captioned_tiles(output: str, model_digest: str) -> set[str]:
     fs, _ = storage.filesystem(output)
     done: set[str] = set()
     for path in published_files(output):
-        file = pq.ParquetFile(path, filesystem=fs)
+        file = _open(path, fs)
         _require_schema(file.schema_arrow, path)
         keys = file.read(columns=["tile_id", "model_digest"])
         done |= set(keys.filter(pc.equal(keys.column("model_digest"), model_digest)).column("tile_id").to_pylist())
@@ -50,50 +52,68 @@ def stage(table: pa.Table, output: str, name: str) -> None:
     storage.write_parquet(conform(table, CAPTION, "captions"), storage.join(output, STAGING, f"{name}.parquet"))
 
 
-def staged_tables(output: str) -> Iterator[pa.Table]:
-    """The tables that were staged and not yet published, also by runs that were killed."""
-    fs, _ = storage.filesystem(output)
-    for path in storage.list_files(storage.join(output, STAGING), ".parquet"):
-        yield conform(pq.ParquetFile(path, filesystem=fs).read(), CAPTION, path)
-
-
 def publish(output: str) -> int:
-    """Publish what is staged, one file per acquisition date and model, and clear the staging.
+    """Publish what is staged, also by killed runs, one file per acquisition date and model; clear the staging.
 
     A row whose key is published already is left out, so a publication that was interrupted can be
-    repeated. Returns the number of rows added.
+    repeated; of rows that were staged twice the first one counts. Returns the number of rows added.
     """
-    staged = list(staged_tables(output))
+    staged = _staged_files(output)
     if not staged:
         return 0
-    table = pa.concat_tables(staged)
+    fs, _ = storage.filesystem(output)
+    table = pa.concat_tables([conform(_open(path, fs).read(), CAPTION, path) for path in staged])
     added = 0
     for digest in pc.unique(table.column("model_digest")).to_pylist():
         known = captioned_tiles(output, digest)
-        rows = table.filter(pc.equal(table.column("model_digest"), digest))
-        rows = rows.filter(pc.invert(pc.is_in(rows.column("tile_id"), pa.array(sorted(known), pa.string()))))
+        rows = _new(table.filter(pc.equal(table.column("model_digest"), digest)), known)
         for (date, version), part in _partitions(rows):
             folder = storage.join(output, PUBLISHED, f"acquired={date}", f"model={version}")
             storage.write_parquet(part, storage.join(folder, f"{_content_name(part)}.parquet"))
             added += len(part)
-    storage.delete(storage.join(output, STAGING))
+    for path in staged:  # and no other: a run beside this one may have staged more meanwhile
+        storage.delete(storage.join(output, STAGING, path.rpartition("/")[2]))
     return added
 
 
 def read_captions(output: str) -> pa.Table:
     """The whole published table, schema CAPTION."""
     fs, _ = storage.filesystem(output)
-    parts = [conform(pq.ParquetFile(path, filesystem=fs).read(), CAPTION, path) for path in published_files(output)]
+    parts = [conform(_open(path, fs).read(), CAPTION, path) for path in published_files(output)]
     return pa.concat_tables(parts) if parts else CAPTION.empty_table()
+
+
+def _staged_files(output: str) -> list[str]:
+    return storage.list_files(storage.join(output, STAGING), ".parquet")
+
+
+def _open(path: str, fs: pafs.FileSystem) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, filesystem=fs)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise StorageError(
+            f"{path}: cannot be read as Parquet ({error}). Remove it or choose another --output."
+        ) from error
+
+
+def _new(rows: pa.Table, known: set[str]) -> pa.Table:
+    """The first row of each tile that is not in `known`."""
+    seen, kept = set(known), []
+    for place, tile in enumerate(rows.column("tile_id").to_pylist()):
+        if tile not in seen:
+            seen.add(tile)
+            kept.append(place)
+    return rows.take(pa.array(kept, pa.int64()))
 
 
 def _partitions(rows: pa.Table) -> Iterator[tuple[tuple[str, str], pa.Table]]:
     """Rows by acquisition date of the newer scene and model version, each sorted by tile."""
     dates = pc.fill_null(pc.strftime(rows.column("after_time"), format="%Y-%m-%d"), UNDATED)
-    keys = list(zip(dates.to_pylist(), rows.column("model_version").to_pylist(), strict=True))
-    for key in sorted(set(keys)):
-        mine = rows.filter(pa.array([other == key for other in keys]))
-        yield key, mine.sort_by("tile_id")
+    places = defaultdict(list)
+    for place, key in enumerate(zip(dates.to_pylist(), rows.column("model_version").to_pylist(), strict=True)):
+        places[key].append(place)
+    for key in sorted(places):
+        yield key, rows.take(places[key]).sort_by("tile_id")
 
 
 def _content_name(part: pa.Table) -> str:
@@ -110,6 +130,7 @@ def _require_schema(schema: pa.Schema, path: str) -> None:
             f.name for f in CAPTION if schema.field(f.name).type != f.type
         ]
         raise SchemaError(
-            f"{path}: not the captions table of this version (columns that differ: {', '.join(differ)}). "
+            f"{path}: not the captions table of this version (columns that differ: "
+            f"{', '.join(differ) or 'none, but their order does'}). "
             "Choose another --output; nothing was changed."
         )

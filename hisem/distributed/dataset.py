@@ -93,18 +93,18 @@ def pixels(split: Split) -> ray.data.Dataset:
     """The split as a dataset of PAIR_COLUMNS, images decoded to uint8 H W 3; in memory where it fits."""
     fs, _ = storage.filesystem(split.folder)
     mine = (col("split") == lit(split.name)) & (col("status") == lit(OK)) & col("references").is_not_null()
-    dataset = ray.data.read_parquet(
-        storage.list_files(split.folder, ".parquet"),
-        filesystem=fs,
-        columns=["tile_id", "split", "status", "before_image", "after_image", "references", "changed"],
-    ).filter(expr=mine)
+    dataset = (
+        ray.data.read_parquet(storage.list_files(split.folder, ".parquet"), filesystem=fs)
+        .select_columns(["tile_id", "split", "status", "before_image", "after_image", "references", "changed"])
+        .filter(expr=mine)
+    )
     blocks = max(1, len(split) // ROWS_PER_BLOCK)
     dataset = dataset.repartition(blocks).map_batches(decode, batch_format="pyarrow", batch_size=ROWS_PER_BLOCK)
     store = ray.cluster_resources().get("object_store_memory", 0)
     return dataset.materialize() if split.pixel_bytes < CACHE_SHARE * store else dataset
 
 
-def decode(table: pa.Table) -> dict[str, object]:
+def decode(table: pa.Table) -> dict[str, np.ndarray]:
     """PNG columns `before_image`, `after_image` to arrays `before`, `after`, uint8 B H W 3."""
     images = {
         name: np.stack([png.decode(content) for content in table.column(f"{name}_image").to_pylist()])

@@ -26,7 +26,7 @@ from hisem.training.presets import preset
 
 log = logging.getLogger(__name__)
 
-ARCHIVE = SyntheticConfig(scenes=110)
+ARCHIVE = SyntheticConfig(scenes=80)
 WORKERS = 2
 RUN = "demo"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ import ray.data
 from hisem.errors import ResourceError
 
 log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 10
 
 
 @contextmanager
@@ -27,6 +30,8 @@ def cluster() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _require_answer(address)
     try:
         ray.init(
             address=address or "local",
@@ -35,12 +40,8 @@ def cluster() -> Iterator[None]:
             configure_logging=True,
         )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        if address:
-            raise ResourceError(
-                f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}). Unset RAY_ADDRESS to run on this "
-                "machine, or start the cluster."
-            ) from error
-        raise ResourceError(f"Ray could not be started on this machine: {error}.") from error
+        what = f"RAY_ADDRESS={address}: the cluster there cannot be joined" if address else "Ray cannot be started here"
+        raise ResourceError(f"{what}: {error}.") from error
     _quiet()
     if not address:
         log.info("Ray: local, %d CPUs (RAY_ADDRESS names a cluster instead)", int(cpus()))
@@ -48,6 +49,20 @@ def cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raise `ResourceError` where nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return  # `auto` and the like are Ray's to understand
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ResourceError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}). Unset RAY_ADDRESS to run on this machine, "
+            "or start the cluster."
+        ) from error
 
 
 def cpus() -> float:
@@ -75,4 +90,6 @@ def _quiet() -> None:
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Warns that no CPU is free whenever all are at work; `require` has checked the budget.
+    logging.getLogger("ray.data.dataset").setLevel(logging.ERROR)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # would tell that bars are off

@@ -65,6 +65,7 @@ def train_worker(config: dict[str, Any]) -> None:
         summary = train_epoch(
             model, hisem, _train_batches(collate, local_batch), optimizer, recipe, epoch, steps, progress
         )
+        _agree_on_buffers(hisem)
         began = time.perf_counter()
         metrics = validate(hisem, _val_batches(collate))
         best = max(best, metrics[recipe.metric])
@@ -98,6 +99,13 @@ def _train_batches(collate: Collate, size: int) -> Iterator[Batch]:
 
 def _val_batches(collate: Collate) -> Iterator[Batch]:
     return (collate(columns) for columns in ray.train.get_dataset_shard("val").iter_batches(batch_size=64))
+
+
+def _agree_on_buffers(hisem: HiSem) -> None:
+    """Give every worker rank 0's batch-norm statistics; DDP would do so only at the next step."""
+    if dist.is_initialized():
+        for buffer in hisem.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def _report(epoch: int, summary: EpochSummary, metrics: dict[str, float], seconds: float) -> dict[str, float]:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from hisem.errors import TrainingError
-from hisem.model.hisem import HiSem
+from hisem.model.hisem import HiSem, HiSemOutput
 from hisem.training.batches import Batch
-from hisem.training.objective import objective, summed
+from hisem.training.objective import gathered, objective, rank, summed
 from hisem.training.recipe import TrainingConfig
 
 
@@ -59,7 +59,7 @@ def train_epoch(
     """
     model.train()
     device = next(hisem.parameters()).device
-    generator = torch.Generator().manual_seed(hash((recipe.seed, epoch)) & 0x7FFFFFFF)
+    generator = torch.Generator().manual_seed(hash((recipe.seed, epoch, rank())) & 0x7FFFFFFF)
     sums = torch.zeros(4, dtype=torch.float64)
     pairs = steps = 0
     clock = _Clock(batches)
@@ -69,19 +69,21 @@ def train_epoch(
             group["lr"] = recipe.learning_rate * recipe.rate(
                 epoch * steps_per_epoch + steps, recipe.epochs * steps_per_epoch
             )
+        labels = batch.changed if epoch < recipe.label_routing_epochs else None
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             output = model(
                 hisem.preprocess(tinted(batch.before, recipe.tint, generator)),
                 hisem.preprocess(tinted(batch.after, recipe.tint, generator)),
                 batch.word_ids[:, :-1],
-                batch.changed if epoch < recipe.label_routing_epochs else None,
+                labels,
             )
-        losses = objective(output, batch.word_ids, batch.changed, recipe, epoch)
+        routed = path_taken(output, labels, hisem)
+        losses = objective(output, batch.word_ids, batch.changed, routed, recipe, epoch)
         shares = torch.stack([losses.caption, losses.router, losses.balance])
         caption, router, balance = summed(shares).tolist()
         loss = caption + recipe.router_weight * recipe.router_reported(epoch) * router
         if not math.isfinite(loss + balance):
-            _stop(shares, batch, epoch, steps)
+            _stop(shares.tolist(), batch.tile_ids, epoch, steps)
         optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         if recipe.clip_norm:
@@ -98,12 +100,25 @@ def train_epoch(
     return EpochSummary(loss, caption, router, balance, total_pairs, steps, clock.seconds, clock.waiting)
 
 
-def _stop(shares: Tensor, batch: Batch, epoch: int, step: int) -> None:
-    own = "this worker's" if not shares.isfinite().all() else "another worker's"
+def path_taken(output: HiSemOutput, labels: Tensor | None, hisem: HiSem) -> Tensor:
+    """Which pairs went down the changed path, bool B: as the labels had it, else as the router did."""
+    if output.change_logits is None:
+        return torch.zeros(len(output.logits), dtype=torch.bool, device=output.logits.device)
+    if labels is not None:
+        return labels
+    return output.change_logits.float().softmax(dim=-1)[:, 1] >= hisem.change_threshold
+
+
+def _stop(shares: list[float], tile_ids: list[str], epoch: int, step: int) -> None:
+    """Raise on every worker the same `TrainingError`, which names the tiles of those whose loss broke."""
+    everyone = gathered((shares, tile_ids))
+    broken = [part for part in everyone if not all(map(math.isfinite, part[0]))] or everyone
+    values = "; ".join(str(values) for values, _ in broken)
+    tiles = [tile for _, names in broken for tile in names]
     raise TrainingError(
-        f"epoch {epoch}, step {step}: the loss is not finite (caption, router, balance = {shares.tolist()}, from {own} "
-        f"batch). The weights were not changed. Tiles: {', '.join(batch.tile_ids[:8])}"
-        f"{', ...' if len(batch) > 8 else ''}. Lower training.learning_rate or set training.clip_norm."
+        f"epoch {epoch}, step {step}: the loss is not finite (caption, router, balance = {values}). The weights were "
+        f"not changed. Tiles: {', '.join(tiles[:8])}{', ...' if len(tiles) > 8 else ''}. Look at them, lower "
+        "training.learning_rate or set training.clip_norm."
     )
 
 

@@ -6,6 +6,7 @@ Shapes: B pairs, T caption positions, V words.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,11 +17,13 @@ from hisem.model.hisem import HiSemOutput
 from hisem.text.vocabulary import NULL
 from hisem.training.recipe import TrainingConfig
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Losses:
-    """This worker's share of the global losses. `total` is what `backward` takes; the others are sums
-    over the workers once `share` added them, detached: means over the global words and pairs.
+    """This worker's share of the global losses. `total` is what `backward` takes; the others are detached
+    and give, once `summed` over the workers, means over the global words and pairs.
     """
 
     total: Tensor
@@ -34,6 +37,20 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this worker; 0 outside a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def gathered(value: T) -> list[T]:
+    """The `value` of every worker, by rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def summed(values: Tensor) -> Tensor:
     """Element-wise sum of `values` over all workers, without gradient."""
     total = values.detach().clone()
@@ -42,16 +59,19 @@ def summed(values: Tensor) -> Tensor:
     return total
 
 
-def objective(output: HiSemOutput, word_ids: Tensor, changed: Tensor, recipe: TrainingConfig, epoch: int) -> Losses:
+def objective(
+    output: HiSemOutput, word_ids: Tensor, changed: Tensor, routed: Tensor, recipe: TrainingConfig, epoch: int
+) -> Losses:
     """Losses of one forward pass over this worker's part of the global batch.
 
     Every sum is divided by the count of the *global* batch, so that the same batch gives the same
     gradient on any number of workers; the factor of workers undoes the mean that DDP takes.
-    `word_ids` B T as given to `Collate`; `output.logits` B T-1 V.
+    `word_ids` B T as made by `Collate`; `output.logits` B T-1 V; `changed` B, the labels; `routed` B,
+    the pairs that took the changed path, over which `output.balance_loss` is a mean.
     """
     targets = word_ids[:, 1:]
-    routed_changed = changed.sum()
-    counts = torch.stack([(targets != NULL).sum(), torch.tensor(len(changed), device=changed.device), routed_changed])
+    mine = routed.sum()
+    counts = torch.stack([(targets != NULL).sum(), torch.tensor(len(changed), device=changed.device), mine])
     words, pairs, moved = summed(counts.float()).clamp(min=1)
     caption = F.cross_entropy(
         output.logits.flatten(0, 1).float(), targets.flatten(), ignore_index=NULL, reduction="sum"
@@ -60,6 +80,6 @@ def objective(output: HiSemOutput, word_ids: Tensor, changed: Tensor, recipe: Tr
     router = caption.new_zeros(())
     if output.change_logits is not None:
         router = F.cross_entropy(output.change_logits.float(), changed.long(), reduction="sum") / pairs
-    balance = output.balance_loss * routed_changed / moved
+    balance = output.balance_loss * mine / moved
     total = caption + recipe.router_weight * recipe.router_gradient(epoch) * router + balance
     return Losses(total * world_size(), caption.detach(), router.detach(), balance.detach())

@@ -1,0 +1,82 @@
+"""One local Ray for all tests of this room, and a small archive and model to work on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from hisem import storage
+from hisem.archive.synthetic import SyntheticConfig, generate
+from hisem.config import merge
+from hisem.distributed.session import cluster
+from hisem.training.presets import preset
+from hisem.training.recipe import Experiment
+
+TILE = 32
+
+TINY: dict[str, Any] = {
+    "model": {
+        "backbone": {
+            "image_size": [TILE, TILE],
+            "options": {"channels": [8, 16, 24, 32], "stem_width": 8},
+        },
+        "bdam": {"heads": 2},
+        "hasd": {"hidden": 32, "moe": {"hidden": 16}},
+        "decoder": {"heads": 2, "max_length": 20},
+    },
+    "training": {"epochs": 2, "batch_size": 16, "label_routing_epochs": 1, "warmup_steps": 2},
+}
+
+
+def tiny(**training: Any) -> Experiment:
+    """An experiment that runs in seconds."""
+    return preset("demo", merge(TINY, {"training": training}))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A local Ray on two CPUs, started once."""
+    with cluster():
+        yield
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory) -> str:
+    """A synthetic archive of 6 scene pairs of 4 x 4 tiles, and a seventh pair whose rasters are missing."""
+    folder = str(tmp_path_factory.mktemp("archive"))
+    generate(SyntheticConfig(scenes=6, tile_size=TILE, scene_tiles=4, val_share=0.17, test_share=0.17), folder)
+    catalogue = storage.read_parquet(storage.join(folder, "catalogue.parquet"))
+    gone = {**catalogue.slice(0, 1).to_pylist()[0], "pair_id": "gone", "after": [f"{folder}/nowhere.tif"]}
+    both = pa.concat_tables([catalogue, pa.Table.from_pylist([gone], schema=catalogue.schema)])
+    storage.write_parquet(both.replace_schema_metadata(None), storage.join(folder, "with_gone.parquet"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards(archive, tmp_path_factory, ray_cluster) -> str:
+    """Shards of the archive without the missing pair."""
+    from hisem.distributed.archive import shard_archive
+
+    folder = str(tmp_path_factory.mktemp("shards") / "shards")
+    shard_archive(storage.join(archive, "catalogue.parquet"), folder, TILE, storage.join(archive, "references.parquet"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(shards, tmp_path_factory):
+    """A run of two epochs on two workers: its options and summary."""
+    from hisem import tracking
+    from hisem.distributed.trainer import TrainOptions, train
+
+    root = str(tmp_path_factory.mktemp("runs"))
+    options = TrainOptions(shards, storage.join(root, "runs"), "tiny", tracking.sqlite_uri(root), workers=2)
+    return options, train(tiny(), options)
+
+
+@pytest.fixture
+def bundle(trained) -> Path:
+    """The best bundle of that run."""
+    return Path(trained[1].bundle)

@@ -1,0 +1,131 @@
+"""Captioning and scoring on Ray, against the model in a plain loop."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import shapely
+import torch
+
+from hisem import storage
+from hisem.archive.catalogue import read_catalogue
+from hisem.archive.index import index_pair
+from hisem.archive.tiles import read_tiles
+from hisem.captions.table import captioned_tiles, read_captions
+from hisem.distributed.captioner import CaptionOptions, caption_archive, read_pixels
+from hisem.distributed.evaluator import draw_samples, evaluate
+from hisem.errors import SchemaError
+from hisem.model.bundle import digest
+from hisem.model.hisem import HiSem
+from hisem.schemas import CAPTION
+from hisem.text.metrics import caption_scores
+from hisem.training.batches import image_tensor
+
+TILE = 32
+
+
+@pytest.fixture
+def catalogue(archive):
+    return read_catalogue(storage.join(archive, "with_gone.parquet"))
+
+
+def options(bundle: Path, output: Path, tile_size: int = TILE) -> CaptionOptions:
+    return CaptionOptions(str(output), bundle, "tiny", "1", tile_size, batch_size=8)
+
+
+def test_rows_equal_the_model_in_a_plain_loop(catalogue, bundle, ray_cluster, tmp_path):
+    summary = caption_archive(catalogue, options(bundle, tmp_path))
+    model = HiSem.from_pretrained(bundle)
+    found = {row["tile_id"]: row for row in read_captions(str(tmp_path)).to_pylist()}
+    assert len(found) == 6 * 16 + 1
+    assert summary.statuses["failed"] == 1
+    for pair in catalogue.to_pylist():
+        if pair["pair_id"] == "gone":
+            continue
+        for tile in read_tiles(index_pair(pair, TILE), TILE):
+            row = found[tile.row["tile_id"]]
+            assert row["status"] == tile.status
+            assert row["geometry"] == tile.row["geometry"]
+            if tile.before is None or tile.after is None:
+                assert row["caption"] is None
+                continue
+            caption = model.caption(image_tensor(tile.before[None]), image_tensor(tile.after[None]))[0]
+            assert row["caption"] == caption.text
+            assert row["changed"] == caption.changed
+            assert row["change_probability"] == pytest.approx(caption.change_probability, abs=1e-5)
+            assert row["caption_logprob"] == pytest.approx(caption.logprob, abs=1e-3)
+            assert row["model_digest"] == digest(bundle)
+    gone = found["gone/pair"]
+    assert gone["status"] == "failed"
+    assert "nowhere.tif" in gone["error"]
+
+
+def test_a_second_run_adds_nothing(catalogue, bundle, ray_cluster, tmp_path):
+    caption_archive(catalogue, options(bundle, tmp_path))
+    files = {path: storage.read_bytes(path) for path in storage.list_files(tmp_path / "captions")}
+    again = caption_archive(catalogue, options(bundle, tmp_path))
+    assert again.already == again.tiles == 97
+    assert sum(again.statuses.values()) == 0
+    assert {path: storage.read_bytes(path) for path in storage.list_files(tmp_path / "captions")} == files
+
+
+def test_only_new_pairs_are_captioned(catalogue, bundle, ray_cluster, tmp_path):
+    caption_archive(catalogue.slice(0, 2), options(bundle, tmp_path))
+    more = caption_archive(catalogue.slice(0, 4), options(bundle, tmp_path))
+    assert (more.already, sum(more.statuses.values())) == (32, 32)
+    assert len(captioned_tiles(str(tmp_path), digest(bundle))) == 64
+
+
+def test_an_output_of_another_schema_is_refused_and_kept(catalogue, bundle, ray_cluster, tmp_path):
+    foreign = storage.join(str(tmp_path), "captions", "acquired=2020-01-01", "part.parquet")
+    storage.write_parquet(CAPTION.empty_table().drop_columns(["caption"]), foreign)
+    content = storage.read_bytes(foreign)
+    with pytest.raises(SchemaError, match="caption"):
+        caption_archive(catalogue, options(bundle, tmp_path))
+    assert storage.read_bytes(foreign) == content
+    assert storage.list_files(tmp_path) == [foreign]
+
+
+def test_levir_cd_scenes_are_the_levir_cc_tiles(shared_data):
+    """The windows that are captioned equal the benchmark's PNGs pixel for pixel, by the data's id rule."""
+    compared = 0
+    for scene in range(1, 5):
+        paths = {d: str(shared_data / "levir_cd_scenes" / d / f"test_{scene}.tif") for d in ("before", "after")}
+        pair = {"pair_id": f"test_{scene}", "before": [paths["before"]], "after": [paths["after"]]}
+        table = read_pixels(index_pair(pair, 256), 256)
+        assert table.num_rows == 16
+        with rasterio.open(paths["before"]) as raster:
+            whole = shapely.box(*raster.bounds)
+        union = shapely.union_all(shapely.from_wkb(table.column("geometry").to_pylist()))
+        assert union.symmetric_difference(whole).area < 1e-9 * whole.area
+        for row in table.to_pylist():
+            number = (scene - 1) * 16 + row["row_off"] // 256 * 4 + row["col_off"] // 256 + 1
+            for date, letter in (("before", "A"), ("after", "B")):
+                image = shared_data / f"levir_cc/images/test/{letter}/test_{number:06d}.png"
+                if image.exists():
+                    with rasterio.open(image) as png:
+                        expected = png.read((1, 2, 3)).transpose(1, 2, 0)
+                    pixels = np.frombuffer(row[f"{date}_pixels"], np.uint8).reshape(256, 256, 3)
+                    assert np.array_equal(pixels, expected)
+                    compared += 1
+    assert compared >= 2 * 50
+
+
+def test_scores_equal_those_of_a_plain_loop(shards, bundle, ray_cluster, tmp_path):
+    done = evaluate(shards, bundle, "test")
+    again = caption_scores([r.caption for r in done.results], [r.references for r in done.results], meteor=False)
+    assert done.all_tiles.captions.bleu_4 == again.bleu_4
+    assert {row.captioner for row in done.rows} == {"HiSem", "always unchanged", "most frequent change"}
+    assert len(done.results) == done.all_tiles.captions.count
+    draw_samples(shards, done, "test", str(tmp_path / "samples.png"))
+    with rasterio.open(tmp_path / "samples.png") as picture:
+        assert picture.width == 1200
+
+
+def test_captions_in_flight_are_copied_from_read_only_memory():
+    frozen = np.zeros((1, 4, 4, 3), np.uint8)
+    frozen.flags.writeable = False
+    tensor = image_tensor(frozen)
+    tensor += 1
+    assert torch.equal(tensor, torch.ones(1, 3, 4, 4, dtype=torch.uint8))

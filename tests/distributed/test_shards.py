@@ -1,0 +1,96 @@
+"""Archive to shards on Ray, against a plain loop over the archive room."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from hisem import storage
+from hisem.archive import png
+from hisem.archive.catalogue import read_catalogue
+from hisem.archive.index import index_pair
+from hisem.archive.tiles import read_tiles
+from hisem.distributed.archive import MANIFEST, index_archive, read_shard_columns, shard_archive, shard_levir_cc
+from hisem.errors import StorageError
+from hisem.schemas import SHARD
+
+TILE = 32
+
+
+def test_shards_equal_a_plain_loop(archive, shards):
+    catalogue = read_catalogue(storage.join(archive, "catalogue.parquet"))
+    expected = {
+        tile.row["tile_id"]: tile for pair in catalogue.to_pylist() for tile in read_tiles(index_pair(pair, TILE), TILE)
+    }
+    table = read_shard_columns(shards, SHARD.names)
+    assert sorted(table.column("tile_id").to_pylist()) == sorted(expected)
+    references = {
+        (row["pair_id"], row["row_off"], row["col_off"]): row
+        for row in storage.read_parquet(storage.join(archive, "references.parquet")).to_pylist()
+    }
+    for row in table.to_pylist():
+        tile = expected[row["tile_id"]]
+        assert row["status"] == tile.status
+        if tile.before is not None and tile.after is not None:
+            assert np.array_equal(png.decode(row["before_image"]), tile.before)
+            assert np.array_equal(png.decode(row["after_image"]), tile.after)
+        told = references[row["pair_id"], row["row_off"], row["col_off"]]
+        assert row["references"] == told["references"]
+        assert row["changed"] == told["changed"]
+
+
+def test_shard_folder_holds_shards_only_and_an_index(shards):
+    for path in storage.list_files(shards):
+        assert pq.read_schema(path).names == SHARD.names
+    assert storage.exists(storage.join(shards, "_index/index.parquet"))
+
+
+def test_a_pair_that_cannot_be_opened_is_one_failed_row(archive, ray_cluster, tmp_path):
+    summary = shard_archive(storage.join(archive, "with_gone.parquet"), str(tmp_path / "out"), TILE)
+    assert summary.statuses["failed"] == 1
+    rows = read_shard_columns(str(tmp_path / "out"), SHARD.names).to_pylist()
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert [row["tile_id"] for row in failed] == ["gone/pair"]
+    assert "nowhere.tif" in failed[0]["error"]
+    assert len(rows) == 6 * 16 + 1
+
+
+def test_again_changes_nothing(archive, shards):
+    before = {path: storage.read_bytes(path) for path in storage.list_files(shards)}
+    references = storage.join(archive, "references.parquet")
+    shard_archive(storage.join(archive, "catalogue.parquet"), shards, TILE, references)
+    assert {path: storage.read_bytes(path) for path in storage.list_files(shards)} == before
+
+
+def test_an_interrupted_output_is_done_again(archive, ray_cluster, tmp_path):
+    out = str(tmp_path / "out")
+    catalogue = storage.join(archive, "catalogue.parquet")
+    first = shard_archive(catalogue, out, TILE)
+    storage.delete(storage.join(out, MANIFEST))
+    storage.write_bytes(storage.join(out, "part-000000.parquet"), b"half a file")
+    assert shard_archive(catalogue, out, TILE) == first
+
+
+def test_other_settings_and_foreign_files_are_refused(archive, shards, tmp_path, ray_cluster):
+    with pytest.raises(StorageError, match="holds shards with other tiles"):
+        shard_archive(storage.join(archive, "catalogue.parquet"), shards, 2 * TILE)
+    storage.write_bytes(tmp_path / "mine" / "diary.txt", b"dear diary")
+    with pytest.raises(StorageError, match=r"diary\.txt"):
+        shard_archive(storage.join(archive, "catalogue.parquet"), str(tmp_path / "mine"), TILE)
+    assert storage.read_bytes(tmp_path / "mine" / "diary.txt") == b"dear diary"
+
+
+def test_the_index_keeps_a_pairs_rows_together(archive, ray_cluster):
+    index, failed = index_archive(read_catalogue(storage.join(archive, "with_gone.parquet")), TILE)
+    pairs = index.column("pair_id").to_pylist()
+    assert len(failed) == 1
+    assert pairs == sorted(pairs)
+    assert len(set(index.column("tile_id").to_pylist())) == 6 * 16
+
+
+def test_levir_cc_import(shared_data, ray_cluster, tmp_path):
+    summary = shard_levir_cc(str(shared_data / "levir_cc"), str(tmp_path / "levir"))
+    assert summary.splits == {"test": 62, "train": 6, "val": 1}
+    table = read_shard_columns(str(tmp_path / "levir"), ["references", "changed", "status"])
+    assert table.num_rows == 69
+    assert {len(references) for references in table.column("references").to_pylist()} == {5}
+    assert sum(table.column("changed").to_pylist()) == 29

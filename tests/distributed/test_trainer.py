@@ -1,0 +1,106 @@
+"""Training with Ray Train on two workers fed by Ray Data."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from hisem import storage
+from hisem.config import flatten, to_dict
+from hisem.distributed.dataset import decode, pixels, read_splits
+from hisem.distributed.trainer import train
+from hisem.errors import ConfigError, DatasetError, ResourceError, StorageError, TrainingError
+from hisem.model.hisem import HiSem
+from tests.distributed.conftest import tiny
+
+
+def test_the_run_is_tracked(trained):
+    options, summary = trained
+    client = mlflow.MlflowClient(tracking_uri=options.tracking)
+    run = client.get_run(summary.run_id)
+    assert run.info.status == "FINISHED"
+    for name, value in flatten(to_dict(tiny())).items():
+        assert run.data.params[name] == str(value)
+    for name in ("train_loss", "val_bleu_4", "val_change_accuracy"):
+        logged = client.get_metric_history(summary.run_id, name)
+        assert [point.step for point in logged] == [0, 1]
+        assert [point.value for point in logged] == [row[name] for row in summary.history]
+    artifacts = {item.path for item in client.list_artifacts(summary.run_id, "bundle")}
+    assert "bundle/model.safetensors" in artifacts
+
+
+def test_the_best_epoch_is_kept(trained):
+    _, summary = trained
+    best = max(summary.history, key=lambda row: row["val_bleu_4"])
+    assert summary.metrics["epoch"] == best["epoch"]
+    assert summary.metrics["val_bleu_4"] == best["val_bleu_4"]
+    assert json.loads((Path(summary.bundle) / "metrics.json").read_text()) == summary.metrics
+    HiSem.from_pretrained(summary.bundle)
+
+
+def test_an_epoch_leaves_out_fewer_pairs_than_workers(trained, shards):
+    options, summary = trained
+    tiles = len(read_splits(shards, ("train",))["train"])
+    for row in summary.history:
+        assert tiles - options.workers < row["train_pairs"] <= tiles
+
+
+def test_a_finished_run_is_not_trained_again(trained):
+    options, summary = trained
+    again = train(tiny(), options)
+    assert again.finished_before
+    assert again.metrics == summary.metrics
+    assert again.run_id == summary.run_id
+
+
+def test_another_experiment_under_the_same_name_is_refused(trained):
+    options, _ = trained
+    with pytest.raises(ConfigError, match=r"training.learning_rate: 0.001 then, 0.01 now"):
+        train(tiny(learning_rate=0.01), options)
+
+
+def test_a_batch_that_workers_cannot_share_is_refused(trained):
+    options, _ = trained
+    with pytest.raises(ConfigError, match="multiple of the 2 workers"):
+        train(tiny(batch_size=15), options)
+
+
+def test_a_loss_that_is_not_finite_names_the_tiles(trained):
+    options, _ = trained
+    with pytest.raises(TrainingError, match=r"not finite.*Tiles: scene_") as caught:
+        train(tiny(learning_rate=1e30, warmup_steps=0, clip_norm=0), replace(options, name="nan"))
+    assert "training.learning_rate" in str(caught.value)
+    runs = mlflow.MlflowClient(tracking_uri=options.tracking).search_runs(["1"], "attributes.run_name = 'nan'")
+    assert [run.info.status for run in runs] == ["FAILED"]
+
+
+def test_too_few_gpus_end_with_the_numbers(trained):
+    options, _ = trained
+    with pytest.raises(ResourceError, match="needs 2 GPUs, the cluster has 0"):
+        train(tiny(), replace(options, name="gpu", gpu=True))
+
+
+def test_an_empty_split_is_named(archive, ray_cluster, tmp_path):
+    from hisem.archive.catalogue import read_catalogue, write_catalogue
+    from hisem.distributed.archive import shard_archive
+
+    catalogue = read_catalogue(storage.join(archive, "catalogue.parquet"))
+    keep = [split != "val" for split in catalogue.column("split").to_pylist()]
+    write_catalogue(catalogue.filter(keep), str(tmp_path / "c.parquet"))
+    out = str(tmp_path / "out")
+    shard_archive(str(tmp_path / "c.parquet"), out, 32, storage.join(archive, "references.parquet"))
+    with pytest.raises(DatasetError, match="split val has no labelled tiles"):
+        read_splits(out, ("train", "val"))
+    with pytest.raises(StorageError, match="no shards there"):
+        read_splits(str(tmp_path / "nothing"), ("train",))
+
+
+def test_pixels_are_those_of_the_split(shards):
+    splits = read_splits(shards, ("train", "val", "test"))
+    for split in splits.values():
+        rows = [tile for batch in pixels(split).iter_batches(batch_size=None) for tile in batch["tile_id"]]
+        assert sorted(rows) == sorted(split.rows.column("tile_id").to_pylist())
+    table = storage.read_parquet(storage.list_files(shards)[0])
+    assert decode(table.slice(0, 3))["before"].shape == (3, 32, 32, 3)
