@@ -143,6 +143,14 @@ def resolve_model(reference: str, uri: str | None, to: Path) -> Path:
         return Path(mlflow.artifacts.download_artifacts(source, dst_path=str(to), tracking_uri=store))
 
 
+def pin_model(reference: str, uri: str | None) -> str:
+    """`reference` with a registry's alias resolved to its version, which does not move; others as they are."""
+    if not reference.startswith("models:/"):
+        return reference
+    name, version = _version(reference, uri or default_uri())
+    return f"models:/{name}/{version}"
+
+
 def model_identity(reference: str, uri: str | None, digest: str) -> tuple[str, str]:
     """Name and version to stamp on captions: the registry's own, an alias resolved to its version; for a
     folder or URI its last name and the beginning of the bundle's digest.

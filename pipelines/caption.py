@@ -42,10 +42,9 @@ def main(options: Options) -> int:
     # Imported late, so that --help answers at once.
     from hisem.distributed.captioner import caption_catalogue
     from hisem.distributed.defaults import default_catalogue, default_model
-    from hisem.distributed.session import cluster
     from hisem.report.summary import counts_table, show
 
-    with cluster(), tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         summary = caption_catalogue(
             options.catalog or default_catalogue(),
             options.model or default_model(options.tracking),

@@ -43,12 +43,11 @@ def main(options: Options) -> int:
     # Imported late, so that --help answers at once.
     from hisem import tracking
     from hisem.distributed.evaluator import draw_samples, evaluate
-    from hisem.distributed.session import cluster
     from hisem.report.summary import show
     from hisem.report.tables import score_table
 
     data = storage.absolute(options.data)
-    with cluster(), tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         model = tracking.resolve_model(options.model, options.tracking, Path(scratch))
         done = evaluate(data, model, options.split, options.protocol, options.beam)
     show(score_table(done.rows, f"{options.model} on {options.split} of {data}, protocol {options.protocol} (x 100)"))

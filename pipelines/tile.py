@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hisem import cli
+from hisem import cli, storage
 from hisem.errors import ConfigError
 
 
@@ -34,14 +34,13 @@ def main(options: Options) -> int:
         raise ConfigError("Give exactly one of --catalog FILE and --levir-cc DIR.")
     # Imported late, so that --help answers at once.
     from hisem.distributed.archive import shard_archive, shard_levir_cc
-    from hisem.distributed.session import cluster
     from hisem.report.summary import counts_table, show
 
-    with cluster():
-        if options.levir_cc is not None:
-            summary = shard_levir_cc(options.levir_cc, options.output)
-        else:
-            summary = shard_archive(options.catalog or "", options.output, options.tile_size, options.references)
+    output = storage.absolute(options.output)
+    if options.levir_cc is not None:
+        summary = shard_levir_cc(options.levir_cc, output)
+    else:
+        summary = shard_archive(options.catalog or "", output, options.tile_size, options.references)
     show(
         counts_table(
             f"Shards in {summary.output}",

@@ -45,22 +45,20 @@ def main(options: Options) -> int:
     # Imported late, so that --help answers at once.
     from hisem import tracking
     from hisem.distributed.defaults import default_data
-    from hisem.distributed.session import cluster
     from hisem.distributed.trainer import TrainOptions, train
     from hisem.report.summary import counts_table, show
 
-    with cluster():
-        summary = train(
-            options.experiment,
-            TrainOptions(
-                data=storage.absolute(options.data) if options.data else default_data(),
-                storage=storage.absolute(options.storage),
-                name=options.name,
-                tracking=options.tracking or tracking.default_uri(),
-                workers=options.workers,
-                gpu=options.gpu,
-            ),
-        )
+    summary = train(
+        options.experiment,
+        TrainOptions(
+            data=storage.absolute(options.data) if options.data else default_data(),
+            storage=storage.absolute(options.storage),
+            name=options.name,
+            tracking=options.tracking or tracking.default_uri(),
+            workers=options.workers,
+            gpu=options.gpu,
+        ),
+    )
     show(counts_table(f"Best model of run {options.name}", summary.metrics))
     print(f"bundle: {summary.bundle}\nMLflow run: {summary.run_id}")
     return cli.Exit.DONE

@@ -20,7 +20,8 @@ from hisem.archive.index import index_pair
 from hisem.archive.levir_cc import read_levir_cc
 from hisem.archive.references import join_references, read_references
 from hisem.archive.tiles import failed_pair_row, read_tiles, shard_table
-from hisem.errors import DatasetError, HisemError, StorageError
+from hisem.distributed import session
+from hisem.errors import ConfigError, DatasetError, HisemError, ReferencesError, StorageError
 from hisem.schemas import FAILED, INDEX, OK, QUALITY_FIELDS, SHARD, SKIPPED, conform, require_unique
 
 log = logging.getLogger(__name__)
@@ -82,10 +83,30 @@ def index_archive(catalogue: pa.Table, tile_size: int) -> tuple[pa.Table, pa.Tab
 
 
 def shard_archive(catalogue: str, output: str, tile_size: int, references: str | None = None) -> ShardSummary:
-    """Shard the archive of a catalogue; pairs that cannot be opened become failed rows."""
-    index, failed = index_archive(read_catalogue(catalogue), tile_size)
+    """Shard the archive of a catalogue; pairs that cannot be opened become failed rows.
+
+    Raises `CatalogueError`, `ReferencesError` or `ConfigError` before Ray is started.
+    """
+    if tile_size < 1:
+        raise ConfigError(f"tile_size is {tile_size}: 1 pixel or more.")
+    pairs = read_catalogue(catalogue)
     known = read_references(references) if references else None
-    return write_shards(index, output, tile_size, known, failed)
+    _require_known_pairs(pairs, known, references or "")
+    with session.cluster():
+        index, failed = index_archive(pairs, tile_size)
+        return write_shards(index, output, tile_size, known, failed)
+
+
+def _require_known_pairs(pairs: pa.Table, references: pa.Table | None, where: str) -> None:
+    """Refuse references of which none belongs to the catalogue: the two are of different archives."""
+    if references is None or not len(references):
+        return
+    known = pc.is_in(references.column("pair_id"), pairs.column("pair_id").combine_chunks())
+    if not pc.any(known).as_py():
+        found = ", ".join(pc.unique(references.column("pair_id")).to_pylist()[:3])
+        raise ReferencesError(f"{where}: none of its pairs ({found}, ...) is in the catalogue.")
+    if missing := len(references) - pc.sum(known).as_py():
+        log.warning("%s: %d row(s) are of pairs that the catalogue does not have", where, missing)
 
 
 def shard_levir_cc(folder: str, output: str) -> ShardSummary:
@@ -94,7 +115,8 @@ def shard_levir_cc(folder: str, output: str) -> ShardSummary:
     sizes = sorted(set(index.column("height").to_pylist()) | set(index.column("width").to_pylist()))
     if len(sizes) != 1:
         raise DatasetError(f"{folder}: square images of one size are expected, found sides of {sizes} pixels.")
-    return write_shards(index, output, sizes[0], references)
+    with session.cluster():
+        return write_shards(index, output, sizes[0], references)
 
 
 def tile_blocks(index: pa.Table) -> ray.data.Dataset:
@@ -183,7 +205,10 @@ def summarise(output: str) -> ShardSummary:
 
 
 def read_shard_columns(folder: str, columns: list[str]) -> pa.Table:
-    """Some columns of all shards in a folder. Raises `StorageError` or `SchemaError` for what is none."""
+    """Some columns of all shards in a folder, and `file`, the path that each row lies in.
+
+    Raises `StorageError` or `SchemaError` for what is no folder of shards.
+    """
     fs, _ = storage.filesystem(folder)
     paths = storage.list_files(folder, ".parquet")
     if not paths:
@@ -193,7 +218,8 @@ def read_shard_columns(folder: str, columns: list[str]) -> pa.Table:
     for path in paths:
         file = pq.ParquetFile(path, filesystem=fs)
         there = [name for name in columns if name in file.schema_arrow.names]
-        parts.append(conform(file.read(columns=there), fields, path))
+        rows = conform(file.read(columns=there), fields, path)
+        parts.append(rows.append_column("file", [pa.array([path] * len(rows), pa.string())]))
     return pa.concat_tables(parts)
 
 

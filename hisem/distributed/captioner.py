@@ -25,6 +25,7 @@ from hisem.captions import table as captions
 from hisem.distributed import session
 from hisem.distributed.archive import index_archive, tile_blocks
 from hisem.distributed.shipping import Shipped, ship, unpack
+from hisem.errors import ConfigError
 from hisem.model.bundle import digest as bundle_digest
 from hisem.schemas import CAPTION, FAILED, INDEX, OK, QUALITY_FIELDS, SKIPPED, conform
 from hisem.training.batches import image_tensor
@@ -57,6 +58,11 @@ class CaptionOptions:
     """One GPU per captioner."""
     beam: int = 1
     """Beam width; 1 is greedy."""
+
+    def __post_init__(self) -> None:
+        for name in ("tile_size", "batch_size", "captioners", "beam"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,9 @@ def caption_catalogue(
     `scratch` holds a remote bundle while the job runs; `settings` are fields of `CaptionOptions`.
     """
     pairs = read_catalogue(catalogue)
-    folder = tracking.resolve_model(model, tracking_uri, scratch)
-    name, version = tracking.model_identity(model, tracking_uri, bundle_digest(folder))
+    fixed = tracking.pin_model(model, tracking_uri)  # an alias may move while the job runs
+    folder = tracking.resolve_model(fixed, tracking_uri, scratch)
+    name, version = tracking.model_identity(fixed, tracking_uri, bundle_digest(folder))
     return caption_archive(pairs, CaptionOptions(output, folder, name, version, **settings))
 
 
@@ -101,11 +108,16 @@ def caption_archive(catalogue: pa.Table, options: CaptionOptions) -> CaptionSumm
     """Caption every tile of the catalogue that this model has no row for, and publish the rows.
 
     Rows that an interrupted run staged are published first. A tile or pair that cannot be read becomes
-    a failed row with the reason. Raises `SchemaError` for an output of another schema.
+    a failed row with the reason. Raises `SchemaError` for an output of another schema, before Ray is started.
     """
+    captions.captioned_tiles(options.output, "")
+    with session.cluster():
+        return _caption(catalogue, options)
+
+
+def _caption(catalogue: pa.Table, options: CaptionOptions) -> CaptionSummary:
     began = time.perf_counter()
     digest = bundle_digest(options.model)
-    captions.captioned_tiles(options.output, digest)  # refuses a foreign output before anything is written
     if left := captions.publish(options.output):
         log.info("published %d row(s) that an interrupted run had finished", left)
     index, failed = index_archive(catalogue, options.tile_size)

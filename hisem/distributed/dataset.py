@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import ray.data
-from ray.data.expressions import col, lit
 from ray.train import DataConfig
 
 from hisem import storage
@@ -21,7 +21,8 @@ from hisem.schemas import OK
 CACHE_SHARE = 0.4
 """A split whose decoded pixels fit in this share of the object store is decoded once, not once an epoch."""
 
-ROWS_PER_BLOCK = 256
+SHOWN = ["tile_id", "before_image", "after_image", "references", "changed"]
+"""What of a shard is read for training."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Split:
     name: str
     tile_size: int
     rows: pa.Table
-    """tile_id, pair_id, references, changed: everything but the pixels."""
+    """tile_id, pair_id, references, changed, file: everything but the pixels."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -85,27 +86,32 @@ def read_splits(folder: str, names: tuple[str, ...]) -> dict[str, Split]:
                 f"{v['values']}: {v['counts']}" for v in pc.value_counts(labelled.column("split")).to_pylist()
             )
             raise DatasetError(f"{folder}: split {name} has no labelled tiles (labelled tiles by split: {there}).")
-        splits[name] = Split(folder, name, size, rows.select(["tile_id", "pair_id", "references", "changed"]))
+        splits[name] = Split(folder, name, size, rows.select(["tile_id", "pair_id", "references", "changed", "file"]))
     return splits
 
 
 def pixels(split: Split) -> ray.data.Dataset:
-    """The split as a dataset of PAIR_COLUMNS, images decoded to uint8 H W 3; in memory where it fits."""
+    """The split as a dataset of PAIR_COLUMNS, images decoded to uint8 H W 3; in memory where it fits.
+
+    One task a shard file. Ray's own `read_parquet` makes one task of many small files and lists the folder anew.
+    """
     fs, _ = storage.filesystem(split.folder)
-    mine = (col("split") == lit(split.name)) & (col("status") == lit(OK)) & col("references").is_not_null()
-    dataset = (
-        ray.data.read_parquet(storage.list_files(split.folder, ".parquet"), filesystem=fs)
-        .select_columns(["tile_id", "split", "status", "before_image", "after_image", "references", "changed"])
-        .filter(expr=mine)
-    )
-    blocks = max(1, len(split) // ROWS_PER_BLOCK)
-    dataset = dataset.repartition(blocks).map_batches(decode, batch_format="pyarrow", batch_size=ROWS_PER_BLOCK)
+    tiles = ray.put(set(split.rows.column("tile_id").to_pylist()))
+
+    def load(files: pa.Table) -> dict[str, np.ndarray]:
+        table = pq.read_table(files.column("file").to_pylist(), filesystem=fs, columns=SHOWN, partitioning=None)
+        mine = pc.is_in(table.column("tile_id"), pa.array(sorted(ray.get(tiles)), pa.string()))
+        return decode(table.filter(mine))
+
+    files = sorted(set(split.rows.column("file").to_pylist()))
+    dataset = ray.data.from_arrow([pa.table({"file": [file]}) for file in files])
+    dataset = dataset.map_batches(load, batch_format="pyarrow", batch_size=None)
     store = ray.cluster_resources().get("object_store_memory", 0)
     return dataset.materialize() if split.pixel_bytes < CACHE_SHARE * store else dataset
 
 
 def decode(table: pa.Table) -> dict[str, np.ndarray]:
-    """PNG columns `before_image`, `after_image` to arrays `before`, `after`, uint8 B H W 3."""
+    """Columns SHOWN, images as PNG, to PAIR_COLUMNS, images as arrays uint8 B H W 3."""
     images = {
         name: np.stack([png.decode(content) for content in table.column(f"{name}_image").to_pylist()])
         for name in ("before", "after")

@@ -17,6 +17,7 @@ from hisem import storage
 from hisem.distributed import session
 from hisem.distributed.dataset import Split, pixels, read_splits
 from hisem.distributed.shipping import Shipped, ship, unpack
+from hisem.errors import ConfigError
 from hisem.model.hisem import HiSem
 from hisem.report.contact_sheet import TilePair, write_contact_sheet
 from hisem.text.metrics import Protocol
@@ -59,9 +60,11 @@ def evaluate(folder: str, model: Path, split: str = "test", protocol: Protocol =
     emit UNK, which counts as the word it is in the published tables.
     """
     began = time.perf_counter()
-    session.require(2, 0, "evaluation with one captioner and one reader", "")
+    if beam < 1:
+        raise ConfigError(f"beam is {beam}: 1 or more.")
     labelled = read_splits(folder, (split,))[split]
-    results = _captioned(labelled, model, keep_unknown=protocol == "ids", beam=beam)
+    with session.cluster():
+        results = _captioned(labelled, model, keep_unknown=protocol == "ids", beam=beam)
     captions: dict[str, Sequence[str]] = {MODEL: [result.caption for result in results]}
     captions |= _baselines(folder, len(results))
     rows = score_table(

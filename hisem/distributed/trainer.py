@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tempfile
 import time
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
+import torch
 
 from hisem import storage, tracking
 from hisem.config import flatten, to_dict
@@ -47,6 +49,12 @@ class TrainOptions:
     """Training processes."""
     gpu: bool = False
     """One GPU per worker."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ConfigError(f"workers is {self.workers}: 1 or more.")
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise ConfigError(f"name is {self.name!r}: letters, digits, '.', '_' and '-' only; it names a folder.")
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,10 @@ def train(experiment: Experiment, options: TrainOptions) -> TrainSummary:
     vocabulary = Vocabulary.build(
         [sentence for sentences in splits["train"].references for sentence in sentences], recipe.vocabulary_min_count
     )
+    with torch.device("meta"):
+        HiSem(
+            experiment.model, vocabulary, pretrained=False
+        )  # sizes that do not fit together are told here, not by a worker
     run = tracking.start_run(options.tracking, options.name, known.get("run_id"))
     state = {"run_id": run.run_id, "experiment": to_dict(experiment), "data": splits["train"].fingerprint()}
     _remember(folder, state)
@@ -96,7 +108,8 @@ def train(experiment: Experiment, options: TrainOptions) -> TrainSummary:
     run.params({"data": options.data, "workers": options.workers, "words": len(vocabulary)})
     run.params({f"{split.name}_tiles": len(split) for split in splits.values()})
     try:
-        history, best = _fit(experiment, options, splits, vocabulary, run)
+        with session.cluster():
+            history, best = _fit(experiment, options, splits, vocabulary, run)
         bundle = storage.join(folder, BUNDLE)
         metrics = _publish(best, bundle, run, history)
     except BaseException as error:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors import torch as safetensors
 
 from hisem.errors import BundleError, ConfigError
 from hisem.model.backbone import CLIP_VIT_B16, Backbone, BackboneConfig
@@ -256,6 +256,11 @@ def test_wrapped_state_dict(vit, tmp_path):
 def test_missing_file(vit):
     with pytest.raises(BundleError, match=r"model\.backbone\.weights=nowhere\.pth: no such file"):
         build(vit, weights="nowhere.pth")
+
+
+def save_file(state, file):
+    """Safetensors takes contiguous tensors only; convolutions are kept channels last."""
+    safetensors.save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
 
 
 class Payload:
