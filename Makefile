@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow check format lock clean
+.PHONY: help demo test test-slow check format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -34,6 +34,10 @@ check: $(STAMP)  ## format, lint, types
 format: $(STAMP)  ## apply the formatter and the linter's safe fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+lock: $(STAMP)  ## write the versions that are installed now to constraints.txt
+	{ head -1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } >constraints.new
+	mv constraints.new constraints.txt
 
 clean:  ## remove the demo's results and all caches (keeps .venv)
 	rm -rf demo .mypy_cache .ruff_cache .pytest_cache build

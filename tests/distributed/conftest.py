@@ -27,7 +27,7 @@ TINY: dict[str, Any] = {
         "hasd": {"hidden": 32, "moe": {"hidden": 16}},
         "decoder": {"heads": 2, "max_length": 20},
     },
-    "training": {"epochs": 2, "batch_size": 16, "label_routing_epochs": 1, "warmup_steps": 2},
+    "training": {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "label_routing_epochs": 1, "warmup_steps": 2},
 }
 
 
