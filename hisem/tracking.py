@@ -153,10 +153,11 @@ def pin_model(reference: str, uri: str | None) -> str:
 
 def model_identity(reference: str, uri: str | None, digest: str) -> tuple[str, str]:
     """Name and version to stamp on captions: the registry's own, an alias resolved to its version; for a
-    folder or URI its last name and the beginning of the bundle's digest.
+    folder or URI its last name (of a run's `bundle`, the run's) and the beginning of the bundle's digest.
     """
     if not reference.startswith("models:/"):
-        return storage.absolute(reference).rsplit("/", 1)[-1], digest[:12]
+        parts = storage.absolute(reference).split("/")
+        return parts[-2] if parts[-1] == "bundle" else parts[-1], digest[:12]
     return _version(reference, uri or default_uri())
 
 

@@ -51,10 +51,10 @@ def main(options: Options) -> int:
     summary = train(
         options.experiment,
         TrainOptions(
+            tracking=options.tracking or tracking.default_uri(),
             data=storage.absolute(options.data) if options.data else default_data(),
             storage=storage.absolute(options.storage),
             name=options.name,
-            tracking=options.tracking or tracking.default_uri(),
             workers=options.workers,
             gpu=options.gpu,
         ),

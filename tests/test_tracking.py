@@ -172,7 +172,7 @@ def test_folders_are_used_where_they_lie(tmp_path: Path) -> None:
     bundle.mkdir(parents=True)
     for reference in (str(bundle), f"file://{bundle}", f"{bundle}/"):
         assert resolve_model(reference, None, tmp_path / "scratch") == bundle
-        assert model_identity(reference, None, "0123456789abcdef") == ("bundle", "0123456789ab")
+        assert model_identity(reference, None, "0123456789abcdef") == ("runs", "0123456789ab")
     assert not (tmp_path / "scratch").exists()
     with pytest.raises(TrackingError, match=f"{tmp_path}/none: no such model bundle.*models:/NAME@ALIAS"):
         resolve_model(f"{tmp_path}/none", None, tmp_path)

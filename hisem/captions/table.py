@@ -71,18 +71,17 @@ def publish(output: str) -> int:
             folder = storage.join(output, PUBLISHED, f"acquired={date}", f"model={version}")
             storage.write_parquet(part, storage.join(folder, f"{_content_name(part)}.parquet"))
             added += len(part)
-        _supersede(output, rows, known, digest)
     for path in staged:  # and no other: a run beside this one may have staged more meanwhile
         storage.delete(storage.join(output, STAGING, path.rpartition("/")[2]))
     return added
 
 
-def _supersede(output: str, rows: pa.Table, known: set[str], digest: str) -> None:
-    """Take out the published `<pair_id>/pair` rows of pairs that could not be opened then and now have tiles."""
-    pairs = {f"{pair}/pair" for pair in rows.column("pair_id").to_pylist()} - set(rows.column("tile_id").to_pylist())
-    gone = pa.array(sorted(pairs & known), pa.string())
-    if not len(gone):
+def supersede(output: str, pair_ids: set[str], digest: str) -> None:
+    """Take out this model's rows `<pair_id>/pair` of pairs that could not be opened once and can be now."""
+    stale = {f"{pair}/pair" for pair in pair_ids} & captioned_tiles(output, digest)
+    if not stale:
         return
+    gone = pa.array(sorted(stale), pa.string())
     fs, _ = storage.filesystem(output)
     for path in published_files(output):
         table = conform(_open(path, fs).read(), CAPTION, path)

@@ -13,7 +13,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if not sys.stderr.isatty():
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-if "RAY_ADDRESS" not in os.environ and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+if not os.environ.get("RAY_ADDRESS") and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
     # A Ray that we start ourselves lives as long as this process, and so does its token. A cluster that we
     # join has its own, in the environment or in ~/.ray/auth_token.
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +24,7 @@ from hisem.archive.references import join_references, read_references
 from hisem.archive.tiles import failed_pair_row, read_tiles, shard_table
 from hisem.distributed import session
 from hisem.errors import ConfigError, DatasetError, HisemError, ReferencesError, StorageError
-from hisem.schemas import FAILED, INDEX, OK, QUALITY_FIELDS, SHARD, SKIPPED, conform, require_unique
+from hisem.schemas import FAILED, INDEX, OK, QUALITY_FIELDS, REFERENCES, SHARD, SKIPPED, conform, require_unique
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +142,7 @@ def write_shards(
     The index is written first and the manifest last: an output without manifest is one that was
     interrupted, and is done again from the start. Raises `StorageError` where `output` holds something else.
     """
-    settings = {"tile_size": tile_size, "references": 0 if references is None else len(references)}
+    settings = {"tile_size": tile_size, "references": fingerprint(references)}
     if _already_done(index, output, settings):
         log.info("%s already holds these shards; nothing to do", output)
         return summarise(output)
@@ -154,16 +156,30 @@ def write_shards(
         storage.write_parquet(table, storage.join(output, f"part-{block['block'][0].as_py():06d}.parquet"))
         return table.select(["tile_id", "status"])
 
-    done = 0
-    written = tile_blocks(index).map_batches(shard, batch_format="pyarrow", batch_size=None)
-    for batch in written.iter_batches(batch_size=None, batch_format="pyarrow"):
-        done += len(batch)
-        log.info("tiles: %d of %d", done, len(index))
+    if len(index):
+        done = 0
+        written = tile_blocks(index).map_batches(shard, batch_format="pyarrow", batch_size=None)
+        for batch in written.iter_batches(batch_size=None, batch_format="pyarrow"):
+            done += len(batch)
+            log.info("tiles: %d of %d", done, len(index))
     if failed is not None and len(failed):
         rows = conform(failed, SHARD, "failed pairs", optional=SHARD.names)
         storage.write_parquet(rows, storage.join(output, "part-failed.parquet"))
+    if len(index) and (seen := len(read_shard_columns(output, ["tile_id"]))) != len(index) + len(failed or []):
+        raise StorageError(
+            f"{output}: {seen} of {len(index)} tiles are visible from here; all nodes must share --output. "
+            "Choose a shared folder or an object store."
+        )
     storage.write_bytes(storage.join(output, MANIFEST), json.dumps(settings, indent=1).encode())
     return summarise(output)
+
+
+def fingerprint(references: pa.Table | None) -> str | None:
+    """sha256 over keys, sentences and labels."""
+    if references is None:
+        return None
+    rows = references.select(REFERENCES.names).to_pylist()
+    return hashlib.sha256(repr([tuple(row.values()) for row in rows]).encode()).hexdigest()
 
 
 def _already_done(index: pa.Table, output: str, settings: dict[str, Any]) -> bool:
@@ -185,7 +201,9 @@ def _already_done(index: pa.Table, output: str, settings: dict[str, Any]) -> boo
         return True
     log.info("%s: an interrupted run left %d file(s); starting over", output, len(parts))
     for part in parts:
-        storage.delete(storage.join(output, part.rsplit("/", 1)[-1]))
+        name = part.rsplit("/", 1)[-1]
+        if re.fullmatch(r"part-(\d{6}|failed)\.parquet", name):
+            storage.delete(storage.join(output, name))
     return False
 
 

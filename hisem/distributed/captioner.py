@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +29,7 @@ from hisem.distributed.archive import index_archive, tile_blocks
 from hisem.distributed.shipping import Shipped, ship, unpack
 from hisem.errors import ConfigError
 from hisem.model.bundle import digest as bundle_digest
+from hisem.model.hisem import HiSem
 from hisem.schemas import CAPTION, FAILED, INDEX, OK, QUALITY_FIELDS, SKIPPED, conform
 from hisem.training.batches import image_tensor
 
@@ -36,7 +39,7 @@ PIXELS = [pa.field("before_pixels", pa.binary()), pa.field("after_pixels", pa.bi
 """Both dates of a tile in flight: raw uint8 RGB, tile_size * tile_size * 3 bytes; null where not ok."""
 
 READ = pa.schema([*INDEX, *QUALITY_FIELDS, *PIXELS])
-STAGE_ROWS = 4096
+STAGE_ROWS = 512
 """Rows staged together: what a killed run loses at most, times the blocks in flight."""
 
 
@@ -100,6 +103,7 @@ def caption_catalogue(
     pairs = read_catalogue(catalogue)
     fixed = tracking.pin_model(model, tracking_uri)  # an alias may move while the job runs
     folder = tracking.resolve_model(fixed, tracking_uri, scratch)
+    HiSem.from_pretrained(folder)  # a bundle that does not load is told here, not by an actor
     name, version = tracking.model_identity(fixed, tracking_uri, bundle_digest(folder))
     return caption_archive(pairs, CaptionOptions(output, folder, name, version, **settings))
 
@@ -136,7 +140,7 @@ def _caption(catalogue: pa.Table, options: CaptionOptions) -> CaptionSummary:
         counts["changed"] += len(changed)
         sentences.update(changed.column("caption").to_pylist())
 
-    run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:8]}"
     if len(broken):
         rows = stamped(broken, options, digest)
         captions.stage(rows, options.output, f"{run}-pairs")
@@ -146,6 +150,7 @@ def _caption(catalogue: pa.Table, options: CaptionOptions) -> CaptionSummary:
         count(rows)
         log.info("captioned %d of %d tiles", sum(counts[s] for s in (OK, SKIPPED, FAILED)), len(todo) + len(broken))
     captions.publish(options.output)
+    captions.supersede(options.output, set(index.column("pair_id").to_pylist()), digest)
     return CaptionSummary(
         options.output,
         len(catalogue),
@@ -211,7 +216,7 @@ class Captioner:
     def __init__(self, shipped: Shipped, options: CaptionOptions, digest: str) -> None:
         self._options, self._digest = options, digest
         self._device = torch.device("cuda" if options.gpu else "cpu")
-        torch.set_num_threads(max(1, int(ray.cluster_resources().get("CPU", 1)) // options.captioners))
+        torch.set_num_threads(max(1, int(min(os.cpu_count() or 1, session.cpus())) // options.captioners))
         self._model = unpack(shipped).to(self._device)
 
     def __call__(self, tiles: pa.Table) -> pa.Table:

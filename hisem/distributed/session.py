@@ -11,8 +11,9 @@ from contextlib import contextmanager
 
 import ray
 import ray.data
+import ray.exceptions
 
-from hisem.errors import ResourceError
+from hisem.errors import HisemError, ResourceError
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ def cluster() -> Iterator[None]:
     inside an open connection nothing happens. Raises `ResourceError` where the address does not answer.
     """
     if ray.is_initialized():
-        yield
+        with _expected():
+            yield
         return
     address = os.environ.get("RAY_ADDRESS")
     if address:
@@ -39,16 +41,31 @@ def cluster() -> Iterator[None]:
             log_to_driver=bool(os.environ.get("HISEM_WORKER_LOGS")),
             configure_logging=True,
         )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         what = f"RAY_ADDRESS={address}: the cluster there cannot be joined" if address else "Ray cannot be started here"
         raise ResourceError(f"{what}: {error}.") from error
-    _quiet()
+    _configure()
     if not address:
         log.info("Ray: local, %d CPUs (RAY_ADDRESS names a cluster instead)", int(cpus()))
     try:
-        yield
+        with _expected():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _expected() -> Iterator[None]:
+    """An expected error that Ray carried out of a task or actor comes out as itself."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        inner: BaseException | None = error  # Ray's own class may derive from the one it carries, too
+        while inner is not None and (isinstance(inner, ray.exceptions.RayError) or not isinstance(inner, HisemError)):
+            inner = getattr(inner, "cause", None) or inner.__cause__
+        if inner is None:
+            raise
+        raise inner from error
 
 
 def _require_answer(address: str) -> None:
@@ -77,19 +94,22 @@ def gpus() -> float:
 
 def require(cpu: float, gpu: float, what: str, remedy: str) -> None:
     """Raise `ResourceError` with the numbers where the cluster can never run `what`, instead of hanging."""
-    for name, needed, there in (("CPU", cpu, cpus()), ("GPU", gpu, gpus())):
+    for name, needed, there in (("GPU", gpu, gpus()), ("CPU", cpu, cpus())):
         if needed > there:
             raise ResourceError(
                 f"{what} needs {needed:g} {name}s, the cluster has {there:g}: {needed - there:g} are missing. {remedy}"
             )
 
 
-def _quiet() -> None:
+def _configure() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     context.print_on_execution_start = False
-    for name in ("ray.data", "ray.train", "ray.tune"):
+    context.raise_original_map_exception = True  # an expected error keeps its kind on its way to the driver
+    if logging.getLogger().isEnabledFor(logging.DEBUG):
+        return
+    for name in ("ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Warns that no CPU is free whenever all are at work; `require` has checked the budget.
-    logging.getLogger("ray.data.dataset").setLevel(logging.ERROR)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # would tell that bars are off
+    # Logs the stack of each exception that it also raises, and warns that no CPU is free whenever all are at
+    # work; `require` has checked the budget.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -7,6 +7,7 @@ import logging
 import re
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from hisem.distributed import session
 from hisem.distributed.dataset import EvenTrainingExactValidation, Split, pixels, read_splits
 from hisem.distributed.monitor import Event, listening
 from hisem.distributed.worker import BUNDLE, train_worker
-from hisem.errors import ConfigError, HisemError, TrainingError
+from hisem.errors import ConfigError, HisemError, StorageError, TrackingError, TrainingError
 from hisem.model.hisem import HiSem
 from hisem.report.curves import save, training_curves
 from hisem.text.vocabulary import Vocabulary
@@ -53,7 +54,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ConfigError(f"workers is {self.workers}: 1 or more.")
-        if not re.fullmatch(r"[\w.-]+", self.name):
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise ConfigError(f"name is {self.name!r}: letters, digits, '.', '_' and '-' only; it names a folder.")
 
 
@@ -66,7 +67,7 @@ class TrainSummary:
     metrics: dict[str, float]
     """Validation metrics of the best epoch."""
     history: list[dict[str, float]]
-    """One row an epoch trained in this call."""
+    """One row an epoch, those of earlier calls included; empty where nothing was trained."""
     run_id: str
     seconds: float
     resumed: bool
@@ -89,7 +90,7 @@ def train(experiment: Experiment, options: TrainOptions) -> TrainSummary:
     splits = read_splits(options.data, ("train", "val"))
     folder = storage.join(options.storage, options.name)
     known = _known_run(folder, experiment, splits)
-    if known.get("finished"):
+    if known.get("finished") and storage.exists(storage.join(folder, BUNDLE)):
         log.info("run %s is finished: nothing to train (choose another --name to train anew)", options.name)
         return TrainSummary(
             storage.join(folder, BUNDLE), known["metrics"], [], known["run_id"], time.perf_counter() - began, True, True
@@ -113,7 +114,8 @@ def train(experiment: Experiment, options: TrainOptions) -> TrainSummary:
         bundle = storage.join(folder, BUNDLE)
         metrics = _publish(best, bundle, run, history)
     except BaseException as error:
-        run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        with suppress(TrackingError):  # which would hide the error that matters
+            run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     run.end()
     _remember(folder, {**state, "finished": True, "metrics": metrics})
@@ -126,7 +128,7 @@ def _fit(
     """Run Ray Train; the epochs' reports and the best checkpoint."""
     share = 1.0 if options.gpu else worker_cpus(options.workers)
     session.require(
-        options.workers * share,
+        options.workers * share + int(options.gpu),  # one for reading, where workers take whole CPUs
         options.workers if options.gpu else 0,
         f"training with {options.workers} worker(s)",
         "Give fewer --workers or a larger cluster.",
@@ -134,12 +136,18 @@ def _fit(
     history: list[dict[str, float]] = []
 
     def hear(event: Event) -> None:
-        if event.pop("kind") == "step":
+        kind = event.pop("kind")
+        if kind == "step":
             log.info(_step_line(event))
+            return
+        # On resuming, the last epoch is logged once more: the driver may have died before it was.
+        epochs = event["epochs"] if kind == "history" else [event]
+        history.extend(epochs)
+        run.metrics({k: v for k, v in epochs[-1].items() if k != "epoch"}, int(epochs[-1]["epoch"]))
+        if kind == "history":
+            log.info("resuming after epoch %d", int(epochs[-1]["epoch"]) + 1)
         else:
-            history.append(event)
             log.info(_epoch_line(event, experiment.training.metric))
-            run.metrics({k: v for k, v in event.items() if k != "epoch"}, int(event["epoch"]))
 
     metric = f"val_{experiment.training.metric}"
     with listening(hear) as mailbox:
@@ -149,8 +157,9 @@ def _fit(
                 "experiment": to_dict(experiment),
                 "vocabulary": vocabulary.to_dict(),
                 "train_rows": len(splits["train"]),
+                "tile_size": splits["train"].tile_size,
                 "mailbox": mailbox,
-                "threads": max(1, int(session.cpus() // options.workers)),
+                "threads": max(1, int(2 * share)),
             },
             datasets={name: pixels(split) for name, split in splits.items()},
             dataset_config=EvenTrainingExactValidation(),
@@ -178,11 +187,13 @@ def _fit(
 
 
 def worker_cpus(workers: int) -> float:
-    """CPUs that one worker reserves: all but a share that Ray Data needs to feed it.
+    """CPUs that one worker on CPUs reserves: half of its part of the cluster, and of the largest node at most.
 
-    Reserving every CPU for the workers would leave none for the tasks that read their data, and hang.
+    The other half is for the tasks that read the data: reserving everything for the workers would leave them
+    none, and hang.
     """
-    return max(0.25, round(0.5 * session.cpus() / workers, 2))
+    largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    return max(0.25, round(0.5 * min(session.cpus() / workers, largest), 2))
 
 
 def _publish(
@@ -208,7 +219,10 @@ def _known_run(folder: str, experiment: Experiment, splits: dict[str, Split]) ->
     path = storage.join(folder, RUN_FILE)
     if not storage.exists(path):
         return {}
-    known: dict[str, Any] = json.loads(storage.read_bytes(path))
+    try:
+        known: dict[str, Any] = json.loads(storage.read_bytes(path))
+    except ValueError as error:
+        raise StorageError(f"{path}: damaged ({error}). Choose another --name.") from error
     then, now = flatten(known["experiment"]), flatten(to_dict(experiment))
     if differ := [
         f"{k}: {then.get(k)} then, {now.get(k)} now" for k in sorted(then | now) if then.get(k) != now.get(k)

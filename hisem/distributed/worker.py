@@ -29,8 +29,8 @@ from hisem.training.evaluation import TileResult, caption_batches, score
 from hisem.training.recipe import Experiment
 
 BUNDLE, STATE = "bundle", "state.pt"
-SHUFFLE_ROWS = 4096
-"""Tiles mixed by each worker's shuffle buffer."""
+SHUFFLE_BYTES = 256 * 2**20
+"""Pixels mixed by each worker's shuffle buffer."""
 
 EVERY_SECONDS = 5.0
 """Least time between two progress lines."""
@@ -39,8 +39,7 @@ EVERY_SECONDS = 5.0
 def train_worker(config: dict[str, Any]) -> None:
     """The training loop that Ray Train runs on every worker.
 
-    `config`: `experiment` and `vocabulary` as plain data, `train_rows`, `mailbox`, `init` (a bundle's local
-    folder or None), `threads`.
+    `config`: `experiment` and `vocabulary` as plain data, `train_rows`, `tile_size`, `mailbox`, `threads`.
     """
     torch.set_num_threads(config["threads"])
     experiment = from_dict(Experiment, config["experiment"], "experiment")
@@ -48,31 +47,40 @@ def train_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     _seed(recipe.seed)
-    hisem = HiSem(experiment.model, Vocabulary.from_dict(config["vocabulary"]))
+    fresh = ray.train.get_checkpoint() is None  # else the checkpoint brings the backbone's weights
+    hisem = HiSem(experiment.model, Vocabulary.from_dict(config["vocabulary"]), pretrained=fresh)
     device = ray.train.torch.get_device()
     hisem.to(device)
     optimizer = make_optimizer(hisem, recipe)
-    start, best = _restore(hisem, optimizer)
+    history = _restore(hisem, optimizer)
     model = ray.train.torch.prepare_model(
         hisem, move_to_device=False, parallel_strategy_kwargs={"find_unused_parameters": True}
     )
     local_batch = recipe.batch_size // world
     steps = -(-(config["train_rows"] // world) // local_batch)
-    for epoch in range(start, recipe.epochs):
+    if history and rank == 0:
+        ray.get(config["mailbox"].put.remote({"kind": "history", "epochs": history}))
+    for epoch in range(len(history), recipe.epochs):
         _seed(recipe.seed + 1_000_003 * (epoch + 1) + rank)
         collate = Collate(hisem.vocabulary, experiment.model.decoder.max_length, recipe.seed, epoch)
         progress = _Progress(config["mailbox"] if rank == 0 else None, epoch, recipe.epochs, steps, recipe.batch_size)
         summary = train_epoch(
-            model, hisem, _train_batches(collate, local_batch), optimizer, recipe, epoch, steps, progress
+            model,
+            hisem,
+            _train_batches(collate, local_batch, config["tile_size"]),
+            optimizer,
+            recipe,
+            epoch,
+            steps,
+            progress,
         )
         _agree_on_buffers(hisem)
         began = time.perf_counter()
         metrics = validate(hisem, _val_batches(collate))
-        best = max(best, metrics[recipe.metric])
-        report = _report(epoch, summary, metrics, time.perf_counter() - began)
-        _checkpoint(hisem, optimizer, report, epoch, best, rank)
+        history.append(_report(epoch, summary, metrics, time.perf_counter() - began))
+        _checkpoint(hisem, optimizer, history, rank)
         if rank == 0:
-            ray.get(config["mailbox"].put.remote({"kind": "epoch", **report}))
+            ray.get(config["mailbox"].put.remote({"kind": "epoch", **history[-1]}))
 
 
 def validate(hisem: HiSem, batches: Iterator[Batch]) -> dict[str, float]:
@@ -86,12 +94,12 @@ def validate(hisem: HiSem, batches: Iterator[Batch]) -> dict[str, float]:
     return score(sorted(results, key=lambda result: result.tile_id))
 
 
-def _train_batches(collate: Collate, size: int) -> Iterator[Batch]:
+def _train_batches(collate: Collate, size: int, tile_size: int) -> Iterator[Batch]:
     shard = ray.train.get_dataset_shard("train")
     rows = shard.iter_batches(
         batch_size=size,
         prefetch_batches=4,
-        local_shuffle_buffer_size=max(SHUFFLE_ROWS, 2 * size),
+        local_shuffle_buffer_size=max(2 * size, SHUFFLE_BYTES // (2 * 3 * tile_size**2)),
         local_shuffle_seed=collate.seed + collate.epoch,
     )
     return (collate(columns) for columns in rows)
@@ -114,32 +122,32 @@ def _report(epoch: int, summary: EpochSummary, metrics: dict[str, float], second
     return {"epoch": epoch, **trained, **validated, "val_seconds": seconds}
 
 
-def _checkpoint(
-    hisem: HiSem, optimizer: torch.optim.Optimizer, report: dict[str, float], epoch: int, best: float, rank: int
-) -> None:
-    """Report the epoch with a checkpoint: the bundle, and what resuming needs beside it."""
+def _checkpoint(hisem: HiSem, optimizer: torch.optim.Optimizer, history: list[dict[str, float]], rank: int) -> None:
+    """Report the last epoch of `history` with a checkpoint: the bundle, and what resuming needs beside it."""
+    report = history[-1]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = None
         if rank == 0:
             scores = {name: value for name, value in report.items() if name.startswith(("val_", "epoch"))}
             hisem.save_pretrained(Path(folder) / BUNDLE, scores)
-            state = {"optimizer": optimizer.state_dict(), "epoch": epoch, "best": best}
+            state = {"optimizer": optimizer.state_dict(), "history": history}
             torch.save(state, Path(folder) / STATE)
             checkpoint = ray.train.Checkpoint.from_directory(folder)
         ray.train.report(report, checkpoint=checkpoint)
 
 
-def _restore(hisem: HiSem, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Continue from the run's latest checkpoint, if any: the next epoch and the best score so far."""
+def _restore(hisem: HiSem, optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+    """Load the run's latest checkpoint, if any, and return the reports of the epochs behind it."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return 0, float("-inf")
+        return []
     with checkpoint.as_directory() as folder:
         saved = HiSem.from_pretrained(Path(folder) / BUNDLE)
         hisem.load_state_dict(saved.state_dict())
         state = torch.load(Path(folder) / STATE, weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
-    return state["epoch"] + 1, state["best"]
+    history: list[dict[str, float]] = state["history"]
+    return history
 
 
 def _seed(seed: int) -> None:

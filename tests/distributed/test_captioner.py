@@ -1,21 +1,28 @@
 """Captioning and scoring on Ray, against the model in a plain loop."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import rasterio
+import ray
 import shapely
 import torch
 
 from hisem import storage
-from hisem.archive.catalogue import read_catalogue
+from hisem.archive.catalogue import read_catalogue, write_catalogue
 from hisem.archive.index import index_pair
 from hisem.archive.tiles import read_tiles
 from hisem.captions.table import captioned_tiles, read_captions
-from hisem.distributed.captioner import CaptionOptions, caption_archive, read_pixels
+from hisem.distributed.archive import shard_archive
+from hisem.distributed.captioner import CaptionOptions, caption_archive, caption_catalogue, read_pixels
 from hisem.distributed.evaluator import draw_samples, evaluate
-from hisem.errors import SchemaError
+from hisem.distributed.session import cluster
+from hisem.errors import BundleError, RasterError, SchemaError
 from hisem.model.bundle import digest
 from hisem.model.hisem import HiSem
 from hisem.schemas import CAPTION
@@ -75,6 +82,58 @@ def test_only_new_pairs_are_captioned(catalogue, bundle, ray_cluster, tmp_path):
     more = caption_archive(catalogue.slice(0, 4), options(bundle, tmp_path))
     assert (more.already, sum(more.statuses.values())) == (32, 32)
     assert len(captioned_tiles(str(tmp_path), digest(bundle))) == 64
+
+
+def test_a_pair_that_opens_again_takes_its_failed_row_back(archive, bundle, ray_cluster, tmp_path):
+    scene = read_catalogue(storage.join(archive, "catalogue.parquet")).slice(0, 1)
+    row = scene.to_pylist()[0]
+    moved = tmp_path / "after.tif"
+    late = pa.Table.from_pylist([{**row, "after": [str(moved)]}], schema=scene.schema)
+    output = options(bundle, tmp_path / "out")
+    assert caption_archive(late, output).statuses["failed"] == 1
+    shutil.copy(row["after"][0], moved)
+    assert caption_archive(late, output).statuses["ok"] == 16
+    rows = read_captions(str(tmp_path / "out"))
+    assert sorted(rows.column("tile_id").to_pylist()) == sorted(index_pair(row, TILE).column("tile_id").to_pylist())
+    moved.rename(tmp_path / "away.tif")  # an outage of a night, after which nothing is left of it
+    caption_archive(late, output)
+    (tmp_path / "away.tif").rename(moved)
+    caption_archive(late, output)
+    assert read_captions(str(tmp_path / "out")).num_rows == 16
+
+
+def test_a_bundle_that_does_not_fit_is_told_before_ray(catalogue, bundle, shards, archive, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(bundle, broken)
+    words = json.loads((broken / "vocabulary.json").read_text())
+    (broken / "vocabulary.json").write_text(json.dumps({**words, "surplus": len(words)}))
+    with pytest.raises(BundleError, match="not of the same model"):
+        evaluate(shards, broken)
+    with pytest.raises(BundleError, match="not of the same model"):
+        caption_catalogue(
+            storage.join(archive, "catalogue.parquet"),
+            str(broken),
+            str(tmp_path / "out"),
+            tracking_uri=None,
+            scratch=tmp_path,
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_expected_error_comes_out_of_a_task_as_itself(ray_cluster):
+    def fail(_: pa.Table) -> pa.Table:
+        raise RasterError("a.tif: broken")
+
+    with pytest.raises(RasterError, match=r"^a\.tif: broken"), cluster():
+        ray.data.from_arrow(pa.table({"x": [1]})).map_batches(fail, batch_format="pyarrow").materialize()
+
+
+def test_shards_without_training_split_are_scored(archive, bundle, ray_cluster, tmp_path):
+    whole = read_catalogue(storage.join(archive, "catalogue.parquet"))
+    write_catalogue(whole.filter(pc.equal(whole.column("split"), "test")), str(tmp_path / "test.parquet"))
+    out = str(tmp_path / "out")
+    shard_archive(str(tmp_path / "test.parquet"), out, TILE, storage.join(archive, "references.parquet"))
+    assert {row.captioner for row in evaluate(out, bundle).rows} == {"HiSem", "always unchanged"}
 
 
 def test_an_output_of_another_schema_is_refused_and_kept(catalogue, bundle, ray_cluster, tmp_path):

@@ -79,6 +79,22 @@ def test_other_settings_and_foreign_files_are_refused(archive, shards, tmp_path,
     assert storage.read_bytes(tmp_path / "mine" / "diary.txt") == b"dear diary"
 
 
+def test_corrected_references_are_not_taken_for_the_old_ones(archive, shards, tmp_path, ray_cluster):
+    table = storage.read_parquet(storage.join(archive, "references.parquet"))
+    rows = table.to_pylist()
+    rows[0]["references"][0] = "something else"
+    storage.write_parquet(table.from_pylist(rows, schema=table.schema), tmp_path / "references.parquet")
+    with pytest.raises(StorageError, match="was made with"):
+        shard_archive(storage.join(archive, "catalogue.parquet"), shards, TILE, str(tmp_path / "references.parquet"))
+
+
+def test_an_archive_of_which_nothing_opens(archive, tmp_path, ray_cluster):
+    whole = storage.read_parquet(storage.join(archive, "with_gone.parquet"))
+    storage.write_parquet(whole.slice(6), tmp_path / "gone.parquet")
+    summary = shard_archive(str(tmp_path / "gone.parquet"), str(tmp_path / "out"), TILE)
+    assert (summary.tiles, summary.statuses["failed"]) == (1, 1)
+
+
 def test_the_index_keeps_a_pairs_rows_together(archive, ray_cluster):
     index, failed = index_archive(read_catalogue(storage.join(archive, "with_gone.parquet")), TILE)
     pairs = index.column("pair_id").to_pylist()
