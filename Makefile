@@ -23,7 +23,7 @@ demo: $(STAMP)  ## the whole way on a synthetic archive: results under demo/
 test: $(STAMP)  ## tests that a user runs
 	$(BIN)/python -m pytest -m 'not slow'
 
-test-slow: $(STAMP)  ## kills, clusters, the whole demo
+test-slow: $(STAMP)  ## kills, and the whole demo with its thresholds
 	$(BIN)/python -m pytest -m slow
 
 check: $(STAMP)  ## format, lint, types

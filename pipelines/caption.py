@@ -30,7 +30,7 @@ class Options(cli.Common):
     batch_size: int = 32
     """Tiles per forward pass."""
     captioners: int = 1
-    """Captioning actors, one CPU each."""
+    """Captioning actors; on CPUs they share the cores."""
     gpu: bool = False
     """Give each captioner one GPU."""
     tracking: str | None = None

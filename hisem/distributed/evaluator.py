@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
 
 from hisem import storage
+from hisem.archive import png
 from hisem.distributed import session
 from hisem.distributed.dataset import Split, pixels, read_splits
 from hisem.distributed.shipping import Shipped, ship, unpack
@@ -152,11 +155,6 @@ def _baselines(folder: str, count: int) -> dict[str, list[str]]:
 
 
 def _images(folder: str, split: str, tiles: set[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    from hisem.archive import png
-
     fs, _ = storage.filesystem(folder)
     images = {}
     for path in storage.list_files(folder, ".parquet"):
