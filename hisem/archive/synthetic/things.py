@@ -7,6 +7,7 @@ of one date or of both. Lengths are metres, angles radians.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -23,7 +24,7 @@ SHADOW_STEPS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thing:
+class Thing(ABC):
     """Something around (`x`, `y`), `half_length` along `angle` and `half_width` across, `height` high."""
 
     x: float
@@ -65,9 +66,9 @@ class Thing:
             u, v = self.local(window, dx * step, dy * step)
             canvas.cast(window, coverage(box(u, v, self.half_length, self.half_width), canvas.grid.pixel))
 
+    @abstractmethod
     def draw(self, canvas: Canvas, sun: Sun) -> None:
         """Paint itself."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
