@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from hisem.errors import ConfigError
 
+ALIGNMENT = 8
+"""Grouped matrix products of torch take rows of whole 16 bytes: so many values of bfloat16."""
+
 
 @dataclass(frozen=True)
 class MoEConfig:
@@ -59,7 +62,7 @@ class MoEConfig:
 
 
 class Choice(NamedTuple):
-    """The experts of every token. `chosen` N k (int64), `weight` N k, `scores` N E in (0, 1), float32."""
+    """The experts of every token. `chosen` N k (int64), best first, `weight` N k, `scores` N E in (0, 1), float32."""
 
     chosen: Tensor
     weight: Tensor
@@ -84,7 +87,7 @@ class Gate(nn.Module):
         best = grouped.amax(dim=-1).topk(config.groups_kept, dim=-1, sorted=False).indices  # N G'
         kept = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter_(-1, best, True)
         eligible = grouped.masked_fill(~kept.unsqueeze(-1), -1.0).flatten(-2)  # N E; real scores are > 0
-        index = eligible.topk(config.top_k, dim=-1, sorted=False).indices  # N k
+        index = eligible.topk(config.top_k, dim=-1).indices  # N k, best first
         return Choice(index, scores.gather(-1, index), scores)
 
 
@@ -102,20 +105,28 @@ class Experts(nn.Module):
 
     def forward(self, tokens: Tensor, counts: Tensor) -> Tensor:
         """Outputs N D for tokens N D sorted by expert, `counts` E of them for each expert (0 allowed)."""
-        if tokens.is_cuda and tokens.dtype == torch.bfloat16:
-            ends = counts.cumsum(0).to(torch.int32)
-            hidden = F.silu(self._grouped(tokens, self.gate, ends)) * self._grouped(tokens, self.up, ends)
-            return self._grouped(hidden, self.down, ends)
+        aligned = not any(size % ALIGNMENT for size in self.gate.shape[1:])
+        if tokens.is_cuda and tokens.dtype == torch.bfloat16 and aligned:
+            return self.grouped(tokens, counts)
+        return self.looped(tokens, counts)
+
+    def grouped(self, tokens: Tensor, counts: Tensor) -> Tensor:
+        """`forward` in three grouped matrix products, without a synchronisation."""
+        ends = counts.cumsum(0).to(torch.int32)
+        gate, up, down = (weight.to(tokens.dtype).transpose(-2, -1) for weight in (self.gate, self.up, self.down))
+        hidden = F.silu(F.grouped_mm(tokens, gate, offs=ends)) * F.grouped_mm(tokens, up, offs=ends)
+        return F.grouped_mm(hidden, down, offs=ends)
+
+    def looped(self, tokens: Tensor, counts: Tensor) -> Tensor:
+        """`forward` expert by expert."""
         parts = tokens.split(counts.tolist())  # the only synchronisation, one for all experts
+        # Unbound at once: the gradient of an index is as large as all experts together, once per expert.
+        weights = zip(self.gate.unbind(), self.up.unbind(), self.down.unbind(), strict=True)
         outputs = [
-            F.linear(F.silu(F.linear(part, self.gate[e])) * F.linear(part, self.up[e]), self.down[e])
-            for e, part in enumerate(parts)
+            F.linear(F.silu(F.linear(part, gate)) * F.linear(part, up), down)
+            for part, (gate, up, down) in zip(parts, weights, strict=True)
         ]
         return torch.cat(outputs)
-
-    @staticmethod
-    def _grouped(tokens: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-        return F.grouped_mm(tokens, weight.to(tokens.dtype).transpose(-2, -1), offs=ends)
 
 
 class SwiGLU(nn.Module):
@@ -133,7 +144,7 @@ class SwiGLU(nn.Module):
 
 
 class MoEOutput(NamedTuple):
-    """`tokens` B L D, scalar `balance_loss`, and `expert_index` B L k for looking inside."""
+    """`tokens` B L D, scalar `balance_loss`, and `expert_index` B L k, best first, for looking inside."""
 
     tokens: Tensor
     balance_loss: Tensor
@@ -149,6 +160,10 @@ class TokenMoE(nn.Module):
         self.gate = Gate(dim, config)
         self.experts = Experts(dim, config.hidden, config.experts)
         self.shared = SwiGLU(dim, dim * config.shared_experts) if config.shared_experts else None
+
+    def use(self, config: MoEConfig) -> None:
+        """Choose experts by the settings of `config`, which has the sizes of this one's."""
+        self.config = self.gate.config = config
 
     def forward(self, features: Tensor) -> MoEOutput:
         """The mixture for features B L D with B, L >= 1."""
