@@ -82,11 +82,28 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, memory: KeyValue, mask: Tensor | None = None) -> Tensor:
         """Attend from tokens R T D to `memory`; `mask` (R 1 T S, bool) is True where it may look."""
-        dim = tokens.shape[-1]
-        query = self._split(F.linear(tokens, self.project.weight[:dim], self.project.bias[:dim]))
         dropout = self.dropout if self.training else 0.0
-        seen = F.scaled_dot_product_attention(query, memory.key, memory.value, mask, dropout)
+        seen = F.scaled_dot_product_attention(self._query(tokens), memory.key, memory.value, mask, dropout)
         return self.out(seen.transpose(1, 2).flatten(2))
+
+    def over(self, tokens: Tensor, memory: Tensor) -> Tensor:
+        """Attend from few tokens B T D to all of `memory` B S D, without dropout.
+
+        The same as `forward` over `keys_values(memory)`, but the key's and value's weights act on the query
+        and on what it saw, so that memory is never projected: for a few words that is most of the work.
+        The key's bias adds one number to all scores of a query, which the softmax takes out again.
+        """
+        dim = tokens.shape[-1]
+        _, to_key, to_value = self.project.weight.view(3, self.heads, -1, dim)  # h d D each
+        query = torch.einsum("bhtd,hde->bhte", self._query(tokens), to_key)  # B h T D
+        scores = query.flatten(1, 2) @ memory.transpose(1, 2) / math.sqrt(dim / self.heads)  # B h*T S
+        seen = (scores.softmax(dim=-1).to(memory.dtype) @ memory).view_as(query)
+        value = torch.einsum("bhte,hde->bthd", seen, to_value).flatten(2) + self.project.bias[2 * dim :]
+        return self.out(value)
+
+    def _query(self, tokens: Tensor) -> Tensor:
+        dim = tokens.shape[-1]
+        return self._split(F.linear(tokens, self.project.weight[:dim], self.project.bias[:dim]))  # R h T d
 
     def _split(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # R h T d
@@ -105,22 +122,29 @@ class DecoderLayer(nn.Module):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x: Tensor, memory: KeyValue, mask: Tensor | None = None, past: KeyValue | None = None
-    ) -> tuple[Tensor, KeyValue]:
-        """One layer over x R T D. `memory` has B rows, shared by a pair's k hypotheses; `past` holds the
-        positions before x. Returns the output and the keys and values including x's.
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """The layer over whole sentences x B T D; `mask` B 1 T T is True where a position may look."""
+        u = self._attended(x, self.self_attention.keys_values(x), mask)
+        return self._finished(x, u, self.cross_attention(u, self.cross_attention.keys_values(memory)))
+
+    def step(self, x: Tensor, memory: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
+        """The layer over the newest word x R 1 D of each row. `memory` has B rows, each shared by a pair's k
+        hypotheses; `past` holds the positions before x. Returns the output, and the positions with x's.
         """
         present = self.self_attention.keys_values(x)
         if past is not None:
             present = past.then(present)
-        u = self.norm1(x + self.dropout(self.self_attention(x, present, mask)))
-        # A pair's hypotheses are so many queries to one memory: R T D -> B k*T D and back.
-        queries = u.unflatten(0, (memory.key.shape[0], -1)).flatten(1, 2)
-        crossed = self.cross_attention(queries, memory).reshape(u.shape)
+        u = self._attended(x, present)
+        # A pair's hypotheses are so many queries to one memory: R 1 D -> B k D and back.
+        crossed = self.cross_attention.over(u.view(len(memory), -1, u.shape[-1]), memory).view(u.shape)
+        return self._finished(x, u, crossed), present
+
+    def _attended(self, x: Tensor, keys_values: KeyValue, mask: Tensor | None = None) -> Tensor:
+        return self.norm1(x + self.dropout(self.self_attention(x, keys_values, mask)))
+
+    def _finished(self, x: Tensor, u: Tensor, crossed: Tensor) -> Tensor:
         m = self.norm2(u + self.dropout(crossed))
-        o = self.norm3(m + self.dropout(self.feed_forward(m)))
-        return o + x, present
+        return self.norm3(m + self.dropout(self.feed_forward(m))) + x
 
 
 class Decoder(nn.Module):
@@ -147,22 +171,20 @@ class Decoder(nn.Module):
         key_seen = (word_ids != NULL) & (word_ids != END)  # B T
         mask = (causal & key_seen.unsqueeze(1)).unsqueeze(1)  # B 1 T T
         x = self._embed(word_ids, 0)
-        for layer, keys_values in zip(self.layers, self.remember(memory), strict=True):
-            x, _ = layer(x, keys_values, mask)
+        for layer in self.layers:
+            x = layer(x, memory, mask)
         return self.output(self.dropout(x))
 
-    def remember(self, memory: Tensor) -> list[KeyValue]:
-        """Cross-attention keys and values of memory B L D, one per layer: computed once per pair."""
-        return [cast(DecoderLayer, layer).cross_attention.keys_values(memory) for layer in self.layers]
-
     def step(
-        self, words: Tensor, position: int, memory: list[KeyValue], past: list[KeyValue] | None
+        self, words: Tensor, position: int, memory: Tensor, past: list[KeyValue] | None
     ) -> tuple[Tensor, list[KeyValue]]:
-        """Logits R V of the word after `words` (R, at `position`), and the cache to pass next time."""
+        """Logits R V of the word after `words` (R, at `position`), and the cache to pass next time; memory
+        B L D. For inference: nothing is dropped from the attention over memory.
+        """
         x = self._embed(words.unsqueeze(1), position)
         present = []
         for index, layer in enumerate(self.layers):
-            x, kept = layer(x, memory[index], past=past[index] if past else None)
+            x, kept = cast(DecoderLayer, layer).step(x, memory, past[index] if past else None)
             present.append(kept)
         return self.output(self.dropout(x)).squeeze(1), present
 

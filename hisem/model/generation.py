@@ -24,7 +24,7 @@ class Hypothesis:
     logprob: float
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(decoder: Decoder, memory: Tensor, beam: int = 1, allow_unknown: bool = True) -> list[list[Hypothesis]]:
     """For each row of memory B L D its hypotheses, best first.
 
@@ -39,10 +39,9 @@ def generate(decoder: Decoder, memory: Tensor, beam: int = 1, allow_unknown: boo
         return []
     search = _Search(len(memory), beam, decoder.config.max_length, memory.device)
     forbidden = [NULL, START] if allow_unknown else [NULL, START, UNK]
-    keys_values = decoder.remember(memory)
     cache = None
     for position in range(decoder.config.max_length):
-        logits, cache = decoder.step(search.last_words(), position, keys_values, cache)
+        logits, cache = decoder.step(search.last_words(), position, memory, cache)
         logprobs = logits.float().log_softmax(dim=-1)
         logprobs[:, forbidden] = -torch.inf
         parents = search.advance(logprobs, position)
