@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from hisem import cli, storage
 
@@ -33,6 +34,10 @@ class Options(cli.Common):
     """Captioning actors; on CPUs they share the cores."""
     gpu: bool = False
     """Give each captioner one GPU."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Arithmetic: bf16 for a GPU."""
+    compile: bool = False
+    """Compile the model: faster after a first batch that takes minutes."""
     tracking: str | None = None
     """MLflow tracking URI for models:/ (default: $MLFLOW_TRACKING_URI, else SQLite under the storage root)."""
 
@@ -54,19 +59,17 @@ def main(options: Options) -> int:
             batch_size=options.batch_size,
             captioners=options.captioners,
             gpu=options.gpu,
+            precision=options.precision,
+            compile=options.compile,
             tracking_uri=options.tracking,
             scratch=Path(scratch),
         )
-    show(
-        counts_table(
-            f"Captions in {summary.output}/captions",
-            {"pairs": summary.pairs, "tiles": summary.tiles, "captioned before": summary.already}
-            | {f"rows {status}": count for status, count in summary.statuses.items()}
-            | {"changed": summary.changed, "seconds": summary.seconds}
-            | {f"failed: {reason}": count for reason, count in summary.errors.items()}
-            | {f"caption: {text}": count for text, count in summary.captions.items()},
-        )
-    )
+    counts = {"pairs": summary.pairs, "tiles": summary.tiles, "captioned before": summary.already}
+    counts |= {f"rows {status}": count for status, count in summary.statuses.items()}
+    counts |= {"changed": summary.changed}
+    counts |= {f"failed: {reason}": count for reason, count in summary.errors.items()}
+    counts |= {f"caption: {text}": count for text, count in summary.captions.items()}
+    show(counts_table(f"Captions in {summary.output}/captions", {**counts, "seconds": summary.seconds}))
     return cli.Exit.FAILED_ROWS if summary.statuses["failed"] else cli.Exit.DONE
 
 

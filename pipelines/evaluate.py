@@ -29,7 +29,8 @@ class Options(cli.Common):
     beam: int = 1
     """Beam width; 1 is greedy."""
     output: str | None = None
-    """Folder or URI for captions.parquet (one row a tile) and samples.png. Default: nothing is written."""
+    """Folder or URI for captions.parquet (one row a tile), samples.png and explained.png (where the model saw
+    change, and its experts). Default: nothing is written."""
     tracking: str | None = None
     """MLflow tracking URI for models:/ (default: $MLFLOW_TRACKING_URI, else SQLite under the storage root)."""
 
@@ -42,7 +43,7 @@ def main(options: Options) -> int:
     """Score and print the table."""
     # Imported late, so that --help answers at once.
     from hisem import tracking
-    from hisem.distributed.evaluator import draw_samples, evaluate
+    from hisem.distributed.evaluator import draw_explanations, draw_samples, evaluate
     from hisem.report.summary import show
     from hisem.report.tables import score_table
 
@@ -50,13 +51,16 @@ def main(options: Options) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         model = tracking.resolve_model(options.model, options.tracking, Path(scratch))
         done = evaluate(data, model, options.split, options.protocol, options.beam)
-    show(score_table(done.rows, f"{options.model} on {options.split} of {data}, protocol {options.protocol} (x 100)"))
+        title = f"{options.model} on {options.split} of {data}, protocol {options.protocol} (x 100)"
+        show(score_table(done.rows, title))
+        if options.output:
+            storage.write_parquet(done.table(), storage.join(options.output, "captions.parquet"))
+            draw_samples(data, done, options.split, storage.join(options.output, "samples.png"))
+            draw_explanations(data, done, model, options.split, storage.join(options.output, "explained.png"))
     if len(done.results) < SMALL:
         print(f"Only {len(done.results)} tiles: at this size the scores say that everything runs, and no more.")
     if options.output:
-        storage.write_parquet(done.table(), storage.join(options.output, "captions.parquet"))
-        draw_samples(data, done, options.split, storage.join(options.output, "samples.png"))
-        print(f"captions and samples: {options.output}")
+        print(f"captions and pictures: {options.output}")
     return cli.Exit.DONE
 
 

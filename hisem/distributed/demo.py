@@ -18,7 +18,7 @@ from hisem.archive.catalogue import read_catalogue
 from hisem.archive.synthetic import SyntheticConfig, generate, named_kinds
 from hisem.distributed.archive import shard_archive
 from hisem.distributed.captioner import CaptionOptions, CaptionSummary, caption_archive
-from hisem.distributed.evaluator import Evaluation, draw_samples, evaluate
+from hisem.distributed.evaluator import Evaluation, draw_explanations, draw_samples, evaluate
 from hisem.distributed.trainer import TrainOptions, TrainSummary, train
 from hisem.report.archive_sheet import write_archive_sheet
 from hisem.training.evaluation import TileResult
@@ -95,6 +95,7 @@ def run_demo(root: str) -> DemoSummary:
     picture = storage.join(root, "captions.png")
     with _stage("figures", seconds):
         draw_samples(shards, evaluation, "test", picture)
+        draw_explanations(shards, evaluation, Path(training.bundle), "test", storage.join(root, "explained.png"))
     _log_scores(uri, training, evaluation, kinds, picture)
     return DemoSummary(evaluation, kinds, captions, training, seconds, uri, picture)
 
@@ -131,7 +132,8 @@ def _log_scores(uri: str, training: TrainSummary, evaluation: Evaluation, kinds:
         table = Path(folder, "scores.json")
         table.write_text(json.dumps(scores | {"kinds_named": kinds}, indent=1))
         run.file(table, "figures")
-    run.file(Path(picture), "figures")
+    for file in (picture, picture.replace("captions.png", "explained.png")):
+        run.file(Path(file), "figures")
 
 
 @contextmanager

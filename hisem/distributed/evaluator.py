@@ -25,10 +25,13 @@ from hisem.distributed.shipping import Shipped, ship, unpack
 from hisem.errors import ConfigError, DatasetError
 from hisem.model.hisem import HiSem
 from hisem.report.contact_sheet import TilePair, write_contact_sheet
+from hisem.report.curves import save
+from hisem.report.explanation import ExplainedTile
+from hisem.report.explanation import draw_explanations as explanation_figure
 from hisem.text.metrics import Protocol
 from hisem.text.scoring import Baselines, ScoreRow, score_table
 from hisem.text.vocabulary import UNCHANGED_SENTENCE
-from hisem.training.batches import Collate
+from hisem.training.batches import Collate, image_tensor
 from hisem.training.evaluation import TileResult, caption_batches
 
 log = logging.getLogger(__name__)
@@ -89,13 +92,27 @@ def evaluate(folder: str, model: Path, split: str = "test", protocol: Protocol =
 
 
 def draw_samples(folder: str, evaluation: Evaluation, split: str, uri: str, count: int = 8) -> None:
-    """A picture of `count` tiles with references and caption: changed ones first in turn with unchanged."""
-    changed = [result for result in evaluation.results if result.changed]
-    still = [result for result in evaluation.results if not result.changed]
-    wanted = _spread(changed, count - count // 4) + _spread(still, count // 4)
+    """A picture of `count` tiles with references and caption: changed ones first, a quarter unchanged."""
+    wanted = _samples(evaluation, count)
     images = _images(folder, split, {result.tile_id for result in wanted})
     pairs = [TilePair(*images[r.tile_id], r.references, r.tile_id, r.caption) for r in wanted]
     write_contact_sheet(pairs, uri)
+
+
+def draw_explanations(folder: str, evaluation: Evaluation, model: Path, split: str, uri: str, count: int = 6) -> None:
+    """A picture of what the bundle in `model` looked at in `count` tiles (see `hisem.report.explanation`)."""
+    wanted = _samples(evaluation, count)
+    images = _images(folder, split, {result.tile_id for result in wanted})
+    pairs = [images[result.tile_id] for result in wanted]
+    hisem = HiSem.from_pretrained(model)
+    before, after = (image_tensor([pair[date] for pair in pairs]) for date in (0, 1))
+    captions = hisem.caption(before, after, explain=True)
+    tiles = [
+        ExplainedTile(*pair, why.change_map, why.experts, caption.text, caption.change_probability)
+        for pair, caption in zip(pairs, captions, strict=True)
+        if (why := caption.explanation)
+    ]
+    save(explanation_figure(tiles, hisem.config.hasd.moe.experts), uri)
 
 
 class SplitCaptioner:
@@ -163,6 +180,13 @@ def _images(folder: str, split: str, tiles: set[str]) -> dict[str, tuple[np.ndar
         for row in pq.read_table(path, filesystem=fs, columns=columns, filters=keep, partitioning=None).to_pylist():
             images[row["tile_id"]] = (png.decode(row["before_image"]), png.decode(row["after_image"]))
     return images
+
+
+def _samples(evaluation: Evaluation, count: int) -> list[TileResult]:
+    """`count` results, spread over the split: changed tiles first, then a quarter unchanged ones."""
+    changed = [result for result in evaluation.results if result.changed]
+    still = [result for result in evaluation.results if not result.changed]
+    return _spread(changed, count - count // 4) + _spread(still, count // 4)
 
 
 def _spread(results: list[TileResult], count: int) -> list[TileResult]:

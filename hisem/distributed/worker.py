@@ -51,6 +51,8 @@ def train_worker(config: dict[str, Any]) -> None:
     hisem = HiSem(experiment.model, Vocabulary.from_dict(config["vocabulary"]), pretrained=fresh)
     device = ray.train.torch.get_device()
     hisem.to(device)
+    if recipe.compile:
+        hisem.compile()
     optimizer = make_optimizer(hisem, recipe)
     history = _restore(hisem, optimizer)
     model = ray.train.torch.prepare_model(

@@ -38,9 +38,7 @@ def save(model: HiSem, folder: Path, metrics: dict[str, Any]) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    model_config = to_dict(model.config)
-    model_config["hasd"]["threshold"] = model.change.hasd.threshold  # may have been calibrated since
-    _write(folder / CONFIG, {"format": FORMAT, "hisem": __version__, "model": model_config})
+    _write(folder / CONFIG, {"format": FORMAT, "hisem": __version__, "model": to_dict(model.config)})
     _write(folder / VOCABULARY, model.vocabulary.to_dict())
     _write(folder / PREPROCESSING, preprocessing(model))
     _write(folder / METRICS, metrics)

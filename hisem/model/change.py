@@ -39,7 +39,7 @@ class GridPosition(nn.Module):
 class ChangeOutput(NamedTuple):
     """`memory` B L D; `logits` B 2 (class 1 = changed), None without a router; scalar `balance_loss`;
     `changed` B, the path taken; `discrepancy` B L D of the last BDAM layer; `experts` C L k of the C
-    changed pairs or None.
+    changed pairs, best first, or None.
     """
 
     memory: Tensor
@@ -58,19 +58,6 @@ class ChangeEncoder(nn.Module):
         self.position = GridPosition(dim, grid)
         self.bdam = BDAM(dim, grid, bdam)
         self.hasd = HASD(dim, grid, hasd)
-
-    @property
-    def change_threshold(self) -> float:
-        """p(changed) from which on a pair takes the changed path, in [0, 1]."""
-        return self.hasd.threshold
-
-    @change_threshold.setter
-    def change_threshold(self, value: float) -> None:
-        if self.hasd.router is None:
-            raise ConfigError("change_threshold: this model has no image router, so there is nothing to threshold.")
-        if not 0 <= value <= 1:
-            raise ConfigError(f"change_threshold={value}: must lie in [0, 1].")
-        self.hasd.threshold = value
 
     def forward(self, before: Tensor, after: Tensor, changed: Tensor | None = None) -> ChangeOutput:
         """`before` and `after` are backbone tokens B L D; `changed` (B, bool) forces the path."""

@@ -7,13 +7,17 @@ Architecture page, section 3.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from hisem.config import from_dict, merge, to_dict
 from hisem.errors import ConfigError
 from hisem.model.moe import MoEConfig, TokenMoE
+
+ROUTING = frozenset({"threshold", "top_k", "groups", "groups_kept", "balance_weight"})
+"""Settings of `HASDConfig` and `MoEConfig` that no weight's shape depends on."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,28 @@ class HASDConfig:
             raise ConfigError(f"model.hasd.hidden={self.hidden}: must be 1 or more.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.hasd.dropout={self.dropout}: must lie in [0, 1).")
+
+
+def rerouted(config: HASDConfig, settings: dict[str, Any]) -> HASDConfig:
+    """`config` with other `threshold` or, of the experts, `top_k`, `groups`, `groups_kept`, `balance_weight`:
+    what may change once the weights are there.
+
+    Raises `ConfigError` for a setting that the weights fix, values that do not fit together, and a model
+    without a router, which sends no pair to the experts.
+    """
+    if not config.router:
+        raise ConfigError(
+            f"{', '.join(settings)}: this model has no image router, so that all its pairs take the unchanged path: "
+            "there is nothing to threshold, and no expert."
+        )
+    if fixed := sorted(set(settings) - ROUTING):
+        raise ConfigError(
+            f"{', '.join(fixed)}: the weights were made for another value; changeable in a trained model are "
+            f"{', '.join(sorted(ROUTING))}. Train a model with the other value."
+        )
+    moe = {name: value for name, value in settings.items() if name != "threshold"}
+    pairs = {name: value for name, value in settings.items() if name == "threshold"}
+    return from_dict(HASDConfig, merge(to_dict(config), {**pairs, "moe": moe}), "routing")
 
 
 class Fusion(nn.Module):
@@ -102,7 +128,7 @@ class ChangedPath(nn.Module):
 class HASDOutput(NamedTuple):
     """`memory` B L D for the decoder; `logits` B 2 (class 1 = changed) or None without a router;
     `changed` B bool, the path each pair took; the scalar `balance_loss`; `experts` C L k of the C
-    changed pairs, or None where there are none.
+    changed pairs, best first, or None where there are none.
     """
 
     memory: Tensor
@@ -117,11 +143,17 @@ class HASD(nn.Module):
 
     def __init__(self, dim: int, grid: tuple[int, int], config: HASDConfig) -> None:
         super().__init__()
-        self.threshold = config.threshold
+        self.config = config
         self.unchanged = UnchangedPath(dim, grid, config)
         self.router = nn.Linear(dim, 2, bias=False) if config.router else None
         self.changed = ChangedPath(dim, grid, config.moe) if config.router else None
         self.norm = nn.LayerNorm(dim)
+
+    def use(self, config: HASDConfig) -> None:
+        """Route by the settings of `config`, which `rerouted` made from this one's."""
+        self.config = config
+        if self.changed is not None:
+            self.changed.moe.use(config.moe)
 
     def forward(self, before: Tensor, after: Tensor, changed: Tensor | None = None) -> HASDOutput:
         """Route before and after, B L D each. `changed` (B, bool) forces the path where given."""
@@ -132,7 +164,7 @@ class HASD(nn.Module):
             return HASDOutput(self.norm(before + after + path), None, nowhere, balance_loss, None)
         logits = self.router((after - before).mean(dim=1))  # B 2
         if changed is None:
-            changed = logits.float().softmax(dim=-1)[:, 1] >= self.threshold
+            changed = logits.float().softmax(dim=-1)[:, 1] >= self.config.threshold
         still, moved = (~changed).nonzero().flatten(), changed.nonzero().flatten()
         # An empty path is not run at all: batch norm sees only its own path's pairs.
         parts, experts = [], None

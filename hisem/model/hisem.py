@@ -1,25 +1,27 @@
 """HiSem: two images in, a sentence about what changed out.
 
 Shapes: B pairs, H x W pixels of a tile, h x w pixels of the backbone's input, L tokens, D channels,
-T caption positions, V words.
+k experts a token, T caption positions, V words.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from hisem.model import bundle
 from hisem.model.backbone import Backbone, BackboneConfig
 from hisem.model.bdam import BDAMConfig
-from hisem.model.change import ChangeEncoder
+from hisem.model.change import ChangeEncoder, ChangeOutput
 from hisem.model.decoder import Decoder, DecoderConfig
 from hisem.model.generation import Hypothesis, generate
-from hisem.model.hasd import HASDConfig
+from hisem.model.hasd import HASDConfig, rerouted
 from hisem.model.preprocess import Preprocess
 from hisem.text.vocabulary import UNCHANGED_SENTENCE, Vocabulary
 
@@ -42,17 +44,31 @@ class HiSemOutput(NamedTuple):
     balance_loss: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Where the model saw change in one tile, over its token grid, row 0 the uppermost.
+
+    `change_map`: float32, rows x columns, 0 and up: the discrepancy of the last BDAM layer (section 2's c),
+    averaged over channels. Its scale is the model's own: compare tiles of one model. `experts`: int64,
+    rows x columns x k, the experts of each token, best first; None where the pair took the unchanged path.
+    """
+
+    change_map: npt.NDArray[np.float32]
+    experts: npt.NDArray[np.int64] | None
+
+
 @dataclass(frozen=True)
 class Caption:
-    """One tile's sentence. `change_probability` is null for a model without a router; then `changed`
-    says whether the sentence differs from the canonical one for unchanged pairs. `logprob` is the sum
-    over the words and END.
+    """One tile's sentence. `change_probability` is the image router's, null for a model without one; then
+    `changed` says whether the sentence differs from the canonical one for unchanged pairs. `logprob` is
+    the sum over the words and END. `explanation` is there where it was asked for.
     """
 
     text: str
     changed: bool
     change_probability: float | None
     logprob: float
+    explanation: Explanation | None = None
 
 
 class HiSem(nn.Module):
@@ -73,11 +89,34 @@ class HiSem(nn.Module):
     @property
     def change_threshold(self) -> float:
         """p(changed) from which on a pair takes the changed path, in [0, 1]; settable."""
-        return self.change.change_threshold
+        return self.config.hasd.threshold
 
     @change_threshold.setter
     def change_threshold(self, value: float) -> None:
-        self.change.change_threshold = value
+        self.set_routing(threshold=value)
+
+    def set_routing(self, **settings: float) -> None:
+        """Change how the model routes without training it anew; a bundle saved from then on has it.
+
+        `threshold` of the image router; `top_k`, `groups`, `groups_kept` and `balance_weight` of the
+        experts. Raises `ConfigError`, and changes nothing, for settings that the weights fix, values that
+        do not fit together, and a model without a router.
+        """
+        hasd = rerouted(self.config.hasd, settings)
+        self.config = replace(self.config, hasd=hasd)
+        self.change.hasd.use(hasd)
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile backbone, BDAM and the decoder's step in place; `torch.compile` takes the arguments.
+
+        Routing stays eager, as which path and expert run depends on the pixels. The names of the weights
+        stay, so that the bundle does. The first batch of each size takes long; a C++ compiler is needed.
+        """
+        self.backbone.compile(*args, **options)
+        self.change.bdam.compile(*args, **options)
+        # The cache grows with every word: with fixed shapes each length would be compiled anew.
+        step = torch.compile(self.decoder.step, *args, **{"dynamic": True, **options})
+        self.decoder.step = step  # type: ignore[method-assign]
 
     def forward(self, before: Tensor, after: Tensor, word_ids: Tensor, changed: Tensor | None = None) -> HiSemOutput:
         """Teacher-forced pass; the only entry training uses.
@@ -94,12 +133,14 @@ class HiSem(nn.Module):
         """For each row of memory B L D its hypotheses, best first (see `hisem.model.generation`)."""
         return generate(self.decoder, memory, beam, allow_unknown)
 
-    @torch.no_grad()
-    def caption(self, before: Tensor, after: Tensor, beam: int = 1, *, keep_unknown: bool = False) -> list[Caption]:
+    @torch.inference_mode()
+    def caption(
+        self, before: Tensor, after: Tensor, beam: int = 1, *, keep_unknown: bool = False, explain: bool = False
+    ) -> list[Caption]:
         """Captions of uint8 image pairs B 3 H W each, on the model's device. Puts nothing in training mode.
 
         The text never holds `<UNK>`, unless `keep_unknown` lets it compete like any word, as the published
-        scores have it.
+        scores have it. With `explain` each caption brings its `Explanation`.
         """
         batch = len(before)
         if not batch:
@@ -114,9 +155,21 @@ class HiSem(nn.Module):
         else:
             probabilities = found.logits.float().softmax(dim=-1)[:, 1].tolist()
             changed = found.changed.tolist()
+        explanations = self._explanations(found) if explain else [None] * batch
         return [
-            Caption(text, flag, probability, hypothesis.logprob)
-            for text, flag, probability, hypothesis in zip(texts, changed, probabilities, best, strict=True)
+            Caption(text, flag, probability, hypothesis.logprob, explanation)
+            for text, flag, probability, hypothesis, explanation in zip(
+                texts, changed, probabilities, best, explanations, strict=True
+            )
+        ]
+
+    def _explanations(self, found: ChangeOutput) -> list[Explanation | None]:
+        grid = self.backbone.grid
+        strength = found.discrepancy.float().mean(dim=-1).unflatten(1, grid).numpy(force=True)  # B rows columns
+        moved = iter(() if found.experts is None else found.experts.unflatten(1, grid).numpy(force=True))
+        return [
+            Explanation(tile, next(moved) if changed else None)
+            for tile, changed in zip(strength, found.changed.tolist(), strict=True)
         ]
 
     def save_pretrained(self, folder: str | Path, metrics: dict[str, Any] | None = None) -> str:

@@ -9,6 +9,8 @@ from typing import Literal
 from hisem.errors import ConfigError
 from hisem.model.hisem import HiSemConfig
 
+Precision = Literal["float32", "bf16"]
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -42,8 +44,10 @@ class TrainingConfig:
     """Colour augmentation: largest relative gain per date and channel, in [0, 1)."""
     vocabulary_min_count: int = 6
     """How often a word must occur in the training references to be in the vocabulary."""
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Precision = "float32"
     """Arithmetic of forward and backward; `bf16` is autocast."""
+    compile: bool = False
+    """Compile backbone, BDAM and the decoder's step with torch.compile; the first steps take minutes."""
     metric: Literal["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "change_accuracy", "change_f1"] = (
         "bleu_4"
     )

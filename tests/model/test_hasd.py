@@ -116,11 +116,11 @@ def test_router_chooses_by_threshold(tiny):
     assert not free.changed.all()
     probability = free.logits.softmax(1)[:, 1]
     for pair in range(8):
-        encoder.change_threshold = float(probability[pair])
+        model.change_threshold = float(probability[pair])
         assert encoder(before, after).changed.equal(probability >= probability[pair])
     for threshold, everyone in ((0.0, True), (1.0, False)):
         model.change_threshold = threshold
-        assert model.change_threshold == encoder.change_threshold == threshold
+        assert model.change_threshold == model.config.hasd.threshold == threshold
         assert (encoder(before, after).changed == everyone).all()
 
 
@@ -139,16 +139,60 @@ def test_labels_overrule_the_router(tiny):
 @pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
 def test_threshold_out_of_range(tiny, value):
     model = tiny()
-    with pytest.raises(ConfigError, match=rf"change_threshold={value}: must lie in \[0, 1\]"):
+    with pytest.raises(ConfigError, match=rf"threshold={value}: must lie in \[0, 1\]"):
         model.change_threshold = value
     assert model.change_threshold == 0.5
     with pytest.raises(ConfigError, match=rf"model\.hasd\.threshold={value}: must lie in \[0, 1\]"):
         HASDConfig(threshold=value)
 
 
-def test_threshold_without_router(tiny):
-    with pytest.raises(ConfigError, match="no image router"):
-        tiny(hasd={"router": False}).change_threshold = 0.4
+@pytest.mark.parametrize("settings", [{"threshold": 0.4}, {"top_k": 1}])
+def test_routing_without_router(tiny, settings):
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))}: this model has no image router"):
+        tiny(hasd={"router": False}).set_routing(**settings)
+
+
+def test_routing_of_a_trained_model(tiny, tmp_path):
+    """As a model that was made with the other settings and has the same weights; bundles keep them."""
+    settings = {"top_k": 3, "groups": 1, "groups_kept": 1, "balance_weight": 0.5}
+    made = tiny(hasd={"moe": settings, "threshold": 0.2})
+    model = tiny(seed=1)
+    model.load_state_dict(made.state_dict())
+    before, after = tokens_of(model, 3)
+    changed = torch.tensor([True, False, True])
+    plain, expected = model.change(before, after, changed), made.change(before, after, changed)
+    model.set_routing(threshold=0.2, **settings)
+    model.save_pretrained(tmp_path)
+    for routed in (model, HiSem.from_pretrained(tmp_path)):
+        assert routed.config.hasd == made.config.hasd
+        found = routed.change(before, after, changed)
+        assert found.experts.equal(expected.experts)
+        torch.testing.assert_close(found.memory, expected.memory)
+        torch.testing.assert_close(found.balance_loss, expected.balance_loss)
+    assert plain.experts.shape[-1] == 2
+    assert not torch.allclose(plain.memory, expected.memory, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"experts": 16}, r"experts: the weights were made for another value; changeable .* top_k"),
+        ({"hidden": 8, "threshold": 0.1}, "hidden: the weights were made for another value"),
+        ({"shared_experts": 0}, "shared_experts: the weights were made for another value"),
+        ({"top_k": 3}, r"model\.hasd\.moe\.top_k=3: only 2 experts"),
+        ({"groups": 3}, r"model\.hasd\.moe\.groups=3: must divide experts=4"),
+        ({"groups_kept": 3}, r"model\.hasd\.moe\.groups_kept=3: must be at most groups=2"),
+        ({"top_k": 1.5}, r"routing: wrong value type for field .*top_k"),
+    ],
+)
+def test_routing_that_does_not_fit_changes_nothing(tiny, settings, message):
+    model = tiny()
+    config = model.config
+    with pytest.raises(ConfigError, match=message):
+        model.set_routing(**settings)
+    assert model.config == config
+    assert model.change.hasd.config == config.hasd
+    assert model.change.hasd.changed.moe.gate.config == config.hasd.moe
 
 
 @pytest.mark.parametrize("values", [{"hidden": 0}, {"dropout": 1.0}, {"dropout": -0.1}])
