@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,10 @@ from hisem.archive.index import index_pair
 from hisem.archive.tiles import read_tiles
 from hisem.captions.table import captioned_tiles, read_captions
 from hisem.distributed.archive import shard_archive
-from hisem.distributed.captioner import CaptionOptions, caption_archive, caption_catalogue, read_pixels
+from hisem.distributed.captioner import Captioner, CaptionOptions, caption_archive, caption_catalogue, read_pixels
 from hisem.distributed.evaluator import draw_samples, evaluate
 from hisem.distributed.session import cluster
+from hisem.distributed.shipping import ship
 from hisem.errors import BundleError, RasterError, SchemaError
 from hisem.model.bundle import digest
 from hisem.model.hisem import HiSem
@@ -66,6 +68,25 @@ def test_rows_equal_the_model_in_a_plain_loop(catalogue, bundle, ray_cluster, tm
     gone = found["gone/pair"]
     assert gone["status"] == "failed"
     assert "nowhere.tif" in gone["error"]
+
+
+def test_a_captioner_takes_precision_and_compilation(catalogue, bundle, ray_cluster, monkeypatch, tmp_path):
+    compiled: list[HiSem] = []
+    autocast: list[bool] = []
+    caption = HiSem.caption
+
+    def spied(model, *args):
+        autocast.append(torch.is_autocast_enabled("cpu"))
+        return caption(model, *args)
+
+    monkeypatch.setattr(HiSem, "compile", lambda model: compiled.append(model))
+    monkeypatch.setattr(HiSem, "caption", spied)
+    tiles = read_pixels(index_pair(catalogue.to_pylist()[0], TILE), TILE)
+    plain = options(bundle, tmp_path)
+    for chosen in (plain, replace(plain, precision="bf16", compile=True)):
+        Captioner(ship(bundle), chosen, "digest")(tiles)
+    assert autocast == [False, True]
+    assert len(compiled) == 1
 
 
 def test_a_second_run_adds_nothing(catalogue, bundle, ray_cluster, tmp_path):
