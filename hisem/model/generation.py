@@ -24,7 +24,7 @@ class Hypothesis:
     logprob: float
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(decoder: Decoder, memory: Tensor, beam: int = 1, allow_unknown: bool = True) -> list[list[Hypothesis]]:
     """For each row of memory B L D its hypotheses, best first.
 

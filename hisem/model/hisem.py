@@ -133,7 +133,7 @@ class HiSem(nn.Module):
         """For each row of memory B L D its hypotheses, best first (see `hisem.model.generation`)."""
         return generate(self.decoder, memory, beam, allow_unknown)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def caption(
         self, before: Tensor, after: Tensor, beam: int = 1, *, keep_unknown: bool = False, explain: bool = False
     ) -> list[Caption]:
