@@ -1,8 +1,6 @@
 """Pair an archive: find each acquisition's best predecessor, and write the pairs as a catalogue.
 
-A predecessor is earlier, of the same collection, and within the limits below; of several, the one with
-least cloud, then the nearest in time. What is in no pair is listed with the reason, also in
-<output without suffix>.left_out.csv. Exit code 3: some items could not be used.
+Of several, the least cloudy counts, then the nearest in time. <output's stem>.left_out.csv says what is in no pair.
 """
 
 from __future__ import annotations
@@ -52,7 +50,7 @@ class Options(cli.Common):
 
 
 def main(options: Options) -> int:
-    """Pair, say why each item left out is, and print the summary."""
+    """Pair, say why items are left out, and print the summary."""
     config = PairingConfig(
         min_overlap=options.min_overlap,
         min_days=options.min_days,
@@ -70,8 +68,8 @@ def main(options: Options) -> int:
     show(
         counts_table(
             f"Pairs in {summary.output}",
-            {"acquisitions": summary.acquisitions, "pairs": summary.pairs, "before --since": summary.older}
-            | {"identical copies": summary.copies, "cloud cover unknown": summary.unknown_cloud}
+            {"acquisitions": summary.acquisitions, "identical copies": summary.copies}
+            | {"cloud cover unknown": summary.unknown_cloud, "before --since": summary.older, "pairs": summary.pairs}
             | {f"left out: {reason}": count for reason, count in summary.reasons.items()},
         )
     )

@@ -26,7 +26,9 @@ def repaired(geometry: shapely.Geometry) -> shapely.Geometry:
     geometry = shapely.force_2d(geometry)
     _require_degrees(geometry)
     polygons = [part for part in shapely.get_parts(geometry) if part.geom_type == "Polygon"]
-    split = [antimeridian.fix_polygon(part, fix_winding=True) if _crosses(part) else part for part in polygons]
+    split = [_split(part) if _crosses(part) else part for part in polygons]
+    if len(split) == 1 and split[0].geom_type == "Polygon" and split[0].is_valid and not split[0].is_empty:
+        return split[0]  # as nearly all are
     merged = _polygonal(shapely.union_all(shapely.make_valid(np.array(split, dtype=object))))
     if merged.is_empty:
         raise ValueError(f"a {geometry.geom_type} without area")
@@ -72,6 +74,11 @@ def _crosses(polygon: shapely.Polygon) -> bool:
     steps = (np.abs(np.diff(shapely.get_coordinates(ring)[:, 0])) for ring in rings)
     # A step of 360 runs along a parallel of the whole Earth instead.
     return any(((step > 180) & (step < 360)).any() for step in steps)
+
+
+def _split(polygon: shapely.Polygon) -> shapely.Geometry:
+    """The parts of a polygon on either side of the antimeridian; its edges are straight in degrees."""
+    return antimeridian.fix_polygon(polygon, fix_winding=True, great_circle=False)
 
 
 def _polygonal(geometry: shapely.Geometry) -> shapely.Geometry:

@@ -22,7 +22,7 @@ from hisem.errors import ConfigError
 
 TOLERANCE = 1e-9
 """Of overlaps, so that equal footprints cover each other wholly whatever the rounding."""
-BATCH = 32
+BATCH = 8
 """Candidates whose overlap is computed at once; mostly the first ones do."""
 
 

@@ -82,6 +82,8 @@ def read_items(uri: str, assets: AssetChoice) -> Reading:
             documents = _items(storage.read_bytes(uri))
         except Unusable as error:
             raise AcquisitionsError(f"{uri}: {error.detail}.") from error
+        if documents is None:
+            raise AcquisitionsError(f"{uri}: a STAC catalog or collection, which only links to items; name its folder.")
         found = [_acquisition(document, uri, uri, assets) for document in documents]
     return collected(found)
 
@@ -93,6 +95,7 @@ def search_items(url: str, search: ApiSearch, assets: AssetChoice) -> Reading:
     """
     try:
         import pystac_client
+        from pystac_client.errors import ClientTypeError
         from pystac_client.exceptions import APIError
     except ImportError as error:
         raise AcquisitionsError(
@@ -103,8 +106,8 @@ def search_items(url: str, search: ApiSearch, assets: AssetChoice) -> Reading:
         client = pystac_client.Client.open(url)
         answer = client.search(collections=list(search.collections), bbox=search.bbox, datetime=time)
         documents = list(answer.items_as_dicts())
-    # APIs answer in many wrong ways, and pystac-client has no base for what it raises then.
-    except (APIError, NotImplementedError, OSError, *MALFORMED) as error:
+    # Services answer in many wrong ways, and pystac-client has no base for what it raises then.
+    except (APIError, ClientTypeError, NotImplementedError, OSError, *MALFORMED) as error:
         raise AcquisitionsError(f"{url}: no answer as of a STAC API ({error}).") from error
     return collected(_acquisition(document, url, _self_href(document), assets) for document in documents)
 
@@ -131,13 +134,16 @@ def _files(folder: str) -> Iterator[tuple[str, bytes | OSError]]:
 def _acquisitions(file: str, content: bytes | OSError, assets: AssetChoice) -> list[Acquisition | LeftOut]:
     """What one file of a folder holds."""
     try:
-        return [_acquisition(document, file, file, assets) for document in _items(content)]
+        return [_acquisition(document, file, file, assets) for document in _items(content) or ()]
     except Unusable as error:
         return [LeftOut(id=None, collection=None, where=file, reason=error.reason, detail=error.detail)]
 
 
-def _items(content: bytes | OSError) -> list[Any]:
-    """The items in a file, as JSON has them. Raises `Unusable` where it holds something else."""
+def _items(content: bytes | OSError) -> list[Any] | None:
+    """The items in a file, as JSON has them; None for a catalog or collection.
+
+    Raises `Unusable` where the file holds something else.
+    """
     if isinstance(content, OSError):
         raise Unusable(Reason.UNREADABLE, f"cannot be read ({content})")
     try:
@@ -150,7 +156,7 @@ def _items(content: bytes | OSError) -> list[Any]:
     if kind == "FeatureCollection" and isinstance(document.get("features"), list):
         return document["features"]
     if kind in ("Catalog", "Collection") and "stac_version" in document:
-        return []
+        return None
     raise Unusable(Reason.NOT_AN_ITEM, f"neither a STAC item nor a collection of items (type {kind!r})")
 
 
@@ -172,7 +178,7 @@ def _acquisition(document: Any, where: str, href: str | None, assets: AssetChoic
         footprint = checked_footprint(_geometry(plain.get("geometry")))
         cloud_cover = checked_cloud_cover(properties.get("eo:cloud_cover"))
         try:
-            item = pystac.Item.from_dict(plain, href=href, preserve_dict=False)
+            item = pystac.Item.from_dict(plain, href=href, migrate=False, preserve_dict=False)
         except MALFORMED as error:
             raise Unusable(Reason.NOT_AN_ITEM, f"not a STAC item ({error})") from error
         return Acquisition(
