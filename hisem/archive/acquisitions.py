@@ -111,6 +111,7 @@ def collected(found: Iterable[Acquisition | LeftOut]) -> Reading:
             LeftOut(id=one.id, collection=one.collection, where=one.where, reason=Reason.DUPLICATE_ID, detail=detail)
         )
     unusable += [one for one in everything if isinstance(one, LeftOut)]
+    unusable.sort(key=lambda one: (one.where, one.collection or "", one.id or "", one.reason, one.detail))
     return Reading(list(acquisitions.values()), unusable, copies)
 
 

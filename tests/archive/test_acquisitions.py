@@ -84,7 +84,14 @@ def test_each_id_once_in_any_order() -> None:
     lost = LeftOut(id=None, collection=None, where="/x", reason=Reason.UNREADABLE, detail="cut")
     later = acquisition("a", time=MAY + timedelta(days=1), where="/later")
     other = acquisition("a", rasters=("/b.tif",), where="/other")
-    found = [acquisition("b"), acquisition("a"), acquisition("a", where="/copy"), other, later, lost]
+    found: list[Acquisition | LeftOut] = [
+        acquisition("b"),
+        acquisition("a"),
+        acquisition("a", where="/copy"),
+        other,
+        later,
+        lost,
+    ]
     found += [acquisition("a", collection="d"), acquisition("a", collection=None)]
     for seed in range(6):
         random.Random(seed).shuffle(found)
@@ -99,8 +106,8 @@ def test_each_id_once_in_any_order() -> None:
         assert reading.copies == 1
         *duplicates, last = reading.unusable
         assert [(one.id, one.where, one.reason) for one in duplicates] == [
-            ("a", "/other", Reason.DUPLICATE_ID),
             ("a", "/later", Reason.DUPLICATE_ID),
+            ("a", "/other", Reason.DUPLICATE_ID),
         ]
         assert "another acquisition with this id is kept, of 2024-05-01T10:00:00+00:00 from /" in duplicates[0].detail
         assert last is lost

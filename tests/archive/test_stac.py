@@ -282,10 +282,10 @@ class Api(ThreadingHTTPServer):
 class ApiHandler(BaseHTTPRequestHandler):
     server: Api
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_GET(self) -> None:
         self.answer(self.server.landing_page())
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.answer(self.server.page(json.loads(body)))
 
