@@ -36,14 +36,20 @@ class Summary:
 
     output: str
     left_out_table: str
+    """Columns as in `LEFT_OUT`."""
     acquisitions: int
+    """Usable ones, each once."""
     copies: int
+    """Further copies of them."""
     unknown_cloud: int
+    """Those among them that say nothing of clouds."""
     older: int
+    """Those before `since`, which only serve as predecessors."""
     pairs: int
     left_out: list[LeftOut]
     """The unusable ones first."""
     unusable: int
+    """How many of the left out could not be used as acquisitions at all."""
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -82,7 +88,7 @@ def pair_archive(
     catalogue_suffix(output)
     if items == output:
         raise ConfigError(f"output is {output}, which holds the items; name another file.")
-    reading = _reading(items, config, assets, collections, bbox)
+    reading = _reading(items, config, assets or AssetChoice(), collections, bbox)
     pairing = pair_acquisitions(reading.acquisitions, config)
     left_out = [*reading.unusable, *pairing.left_out]
     write_catalogue(pairing.catalogue, output)
@@ -106,19 +112,19 @@ def pair_archive(
 def _reading(
     items: str,
     config: PairingConfig,
-    assets: AssetChoice | None,
+    assets: AssetChoice,
     collections: tuple[str, ...],
     bbox: tuple[float, float, float, float] | None,
 ) -> Reading:
     """The acquisitions behind `items`, read by what it is."""
     if items.startswith(("http://", "https://")):
         earliest = config.since and config.since - timedelta(days=config.max_days)
-        return search_items(items, ApiSearch(collections, bbox, earliest), assets or AssetChoice())
+        return search_items(items, ApiSearch(collections, bbox, earliest), assets)
     if collections or bbox:
         raise ConfigError(f"collections and bbox are what a STAC API is asked for; {items} is read as a whole.")
     if not items.lower().endswith(TABLES):
-        return read_items(items, assets or AssetChoice())
-    if assets not in (None, AssetChoice()):
+        return read_items(items, assets)
+    if assets != AssetChoice():
         raise ConfigError(f"assets are those of STAC items; {items} names its rasters in columns rasters and mask.")
     return read_footprints(items)
 

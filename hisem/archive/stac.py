@@ -109,7 +109,7 @@ def search_items(url: str, search: ApiSearch, assets: AssetChoice) -> Reading:
     # Services answer in many wrong ways, and pystac-client has no base for what it raises then.
     except (APIError, ClientTypeError, NotImplementedError, OSError, *MALFORMED) as error:
         raise AcquisitionsError(f"{url}: no answer as of a STAC API ({error}).") from error
-    return collected(_acquisition(document, url, _self_href(document), assets) for document in documents)
+    return collected(_acquisition(document, url, None, assets) for document in documents)
 
 
 def _files(folder: str) -> Iterator[tuple[str, bytes | OSError]]:
@@ -160,13 +160,11 @@ def _items(content: bytes | OSError) -> list[Any] | None:
     raise Unusable(Reason.NOT_AN_ITEM, f"neither a STAC item nor a collection of items (type {kind!r})")
 
 
-def _self_href(document: Any) -> str | None:
-    links = document.get("links") if isinstance(document, dict) else None
-    return next((link.get("href") for link in links or () if link.get("rel") == "self"), None)
-
-
 def _acquisition(document: Any, where: str, href: str | None, assets: AssetChoice) -> Acquisition | LeftOut:
-    """One item of JSON as an acquisition, or why it is none; hrefs are relative to `href`."""
+    """One item of JSON as an acquisition, or why it is none.
+
+    Its hrefs are relative to `href`, or to its own link `self` where that is None.
+    """
     plain = document if isinstance(document, dict) else {}
     item_id, collection = (str(plain[key]) if plain.get(key) else None for key in ("id", "collection"))
     try:

@@ -169,6 +169,7 @@ TWO_BANDS = {"B02": asset("2", "data"), "B03": asset("3", "data")}
         (item(assets={"visual": {}}), AssetChoice(), Reason.NOT_AN_ITEM, "not a STAC item"),
         (item(assets=["visual"]), AssetChoice(), Reason.NOT_AN_ITEM, "not a STAC item"),
         (item(links=[3]), AssetChoice(), Reason.NOT_AN_ITEM, "not a STAC item"),
+        (item(assets={"visual": {"href": 3}}), AssetChoice(), Reason.NOT_AN_ITEM, "not a STAC item"),
         (item(properties=None), AssetChoice(), Reason.NOT_AN_ITEM, "lacks id or properties"),
         (item(id=None), AssetChoice(), Reason.NOT_AN_ITEM, "lacks id or properties"),
         ({"type": "Feature"}, AssetChoice(), Reason.NOT_AN_ITEM, "lacks id or properties"),
