@@ -31,6 +31,10 @@ class CatalogueError(HisemError):
     """A catalogue that cannot be used as a whole: missing columns, duplicate pairs."""
 
 
+class AcquisitionsError(HisemError):
+    """Acquisitions that cannot be read as a whole: an empty folder, a broken file, a service that does not answer."""
+
+
 class RasterError(HisemError):
     """A raster, or a pair of them, that cannot be read. Becomes a failed row, never a crash."""
 

@@ -62,6 +62,13 @@ def exists(uri: str | Path) -> bool:
         return fs.get_file_info(path).type != pafs.FileType.NotFound
 
 
+def is_folder(uri: str | Path) -> bool:
+    """Whether a folder is there."""
+    fs, path = filesystem(uri)
+    with _expected(uri, "looked at"):
+        return fs.get_file_info(path).type == pafs.FileType.Directory
+
+
 def list_files(uri: str | Path, suffix: str = "") -> list[str]:
     """Sorted paths (on the URI's own file system) of all files below `uri` that end in `suffix`.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hisem import cli
+from hisem.archive.catalogue import read_catalogue
 from hisem.errors import ConfigError, HisemError, StorageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,7 +111,7 @@ def test_help_explains_every_option(command: Callable[..., Result], entry: str) 
 
 
 def test_all_commands_of_the_house_are_there() -> None:
-    names = {"synthesize", "tile", "train", "evaluate", "caption", "import_checkpoint", "demo"}
+    names = {"synthesize", "pair", "tile", "train", "evaluate", "caption", "import_checkpoint", "demo"}
     assert {f"pipelines/{name}.py" for name in names} <= set(ENTRY_POINTS)
 
 
@@ -120,6 +121,8 @@ def test_all_commands_of_the_house_are_there() -> None:
         (("pipelines/tile.py",), "--output"),
         (("pipelines/tile.py", "--output", "x", "--tile-sise", "3"), "--tile-sise"),
         (("pipelines/tile.py", "--output", "x", "--tile-size", "big"), "--tile-size"),
+        (("pipelines/pair.py", "--items", "x"), "--output"),
+        (("pipelines/pair.py", "--items", "x", "--output", "c.csv", "--bbox", "-1", "0", "1"), "--bbox"),
         (("pipelines/evaluate.py", "--data", "x", "--model", "m", "--split", "all"), "--split"),
         (("pipelines/caption.py", "--catalog"), "--catalog"),
         (("pipelines/import_checkpoint.py", "--vocab", "v", "--output", "x"), "PATH"),
@@ -179,6 +182,71 @@ def test_synthesize_keeps_to_one_archive_a_folder(command: Callable[..., Result]
     (line,) = other.stderr.splitlines()
     assert re.fullmatch(rf"error: {folder}: already holds .* seed 1 \(asked: 2\); choose another folder .*", line)
     assert content() == first
+
+
+FOOTPRINTS = """id,time,geometry,rasters,cloud_cover
+old,2024-01-01T10:00:00Z,"POLYGON ((0 0, 1 0, 1 1, 0 1, 0 0))",old.tif,
+new,2024-06-01T10:00:00Z,"POLYGON ((0 0, 1 0, 1 1, 0 1, 0 0))",new.tif,3
+cloudy,2024-06-02T10:00:00Z,"POLYGON ((0 0, 1 0, 1 1, 0 1, 0 0))",cloudy.tif,55
+"""
+
+
+def test_pair_writes_a_catalogue_and_says_what_is_left_out(command: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text(FOOTPRINTS)
+    limits = (
+        "--min-days",
+        "1",
+        "--max-days",
+        "400",
+        "--min-overlap",
+        "1",
+        "--max-cloud",
+        "50",
+        "--since",
+        "2024-02-01",
+    )
+    done = command("pipelines/pair.py", "--items", f"{tmp_path}/items.csv", "--output", f"{tmp_path}/c.csv", *limits)
+    assert done.returncode == cli.Exit.DONE, done.stderr
+    first, *table = done.stdout.splitlines()
+    assert first == "left out: cloudy: cloud cover 55 % > 50 % [too_cloudy]"
+    assert [line.split() for line in table if line.strip()][-6:] == [
+        ["acquisitions", "3"],
+        ["identical", "copies", "0"],
+        ["cloud", "cover", "unknown", "1"],
+        ["before", "--since", "1"],
+        ["pairs", "1"],
+        ["left", "out:", "too_cloudy", "1"],
+    ]
+    (row,) = read_catalogue(f"{tmp_path}/c.csv").to_pylist()
+    assert (row["before"], row["after"]) == ([f"{tmp_path}/old.tif"], [f"{tmp_path}/new.tif"])
+
+
+def test_pair_ends_with_3_where_items_cannot_be_used(command: Callable[..., Result], tmp_path: Path) -> None:
+    broken = [f'x{number:03d},,"POLYGON ((0 0, 1 0, 1 1, 0 0))",x.tif,' for number in range(60)]
+    (tmp_path / "items.csv").write_text(FOOTPRINTS + "\n".join(broken))
+    done = command("pipelines/pair.py", "--items", f"{tmp_path}/items.csv", "--output", f"{tmp_path}/c.csv")
+    assert done.returncode == cli.Exit.FAILED_ROWS
+    told = [line for line in done.stdout.splitlines() if line.startswith("left out:")]
+    assert told[0] == "left out: x000: it says no time [no_datetime]"
+    assert told[50:] == [f"left out: 12 more; all are in {tmp_path}/c.left_out.csv"]
+    assert len((tmp_path / "c.left_out.csv").read_text().splitlines()) == 1 + 62
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--since", "soon"), "since is 'soon'"),
+        (("--min-overlap", "2"), "min_overlap is 2"),
+        (("--bbox", "-10", "-20", "10", "20"), "collections and bbox are what a STAC API is asked for"),
+    ],
+)
+def test_pair_tells_options_that_do_not_fit(
+    command: Callable[..., Result], tmp_path: Path, options: tuple[str, ...], told: str
+) -> None:
+    done = command("pipelines/pair.py", "--items", str(tmp_path), "--output", f"{tmp_path}/c.csv", *options)
+    assert done.returncode == cli.Exit.USAGE
+    assert done.stderr.startswith("error: ")
+    assert told in done.stderr
 
 
 @dataclass(frozen=True)

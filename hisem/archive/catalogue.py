@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,7 +34,7 @@ def read_catalogue(uri: str) -> pa.Table:
     a pair without rasters, a time that is none, or a split other than train, val and test; `StorageError`
     where the file cannot be read.
     """
-    raw = _read_csv(uri) if _suffix(uri) == "csv" else storage.read_parquet(uri)
+    raw = read_csv(uri, CATALOGUE.names) if catalogue_suffix(uri) == "csv" else storage.read_parquet(uri)
     folder = storage.absolute(uri).rpartition("/")[0]
     for name in CATALOGUE.names:
         if name in raw.column_names:
@@ -52,7 +52,7 @@ def write_catalogue(table: pa.Table, uri: str) -> None:
 
     Raises `CatalogueError` for another suffix, missing columns, or a path that CSV cannot hold.
     """
-    suffix = _suffix(uri)
+    suffix = catalogue_suffix(uri)
     table = _conformed(table, uri)
     if suffix == "parquet":
         storage.write_parquet(table, uri)
@@ -69,18 +69,21 @@ def write_catalogue(table: pa.Table, uri: str) -> None:
     storage.write_bytes(uri, content.getvalue())
 
 
-def _suffix(uri: str) -> str:
-    """`parquet` or `csv`, whichever `uri` ends in."""
+def catalogue_suffix(uri: str) -> str:
+    """`parquet` or `csv`, whichever `uri` ends in. Raises `CatalogueError` where it ends in neither."""
     suffix = posixpath.splitext(uri)[1].lower()
     if suffix not in (".parquet", ".csv"):
         raise CatalogueError(f"{uri}: a catalogue ends in .parquet or .csv, found {suffix or 'no suffix'}.")
     return suffix[1:]
 
 
-def _read_csv(uri: str) -> pa.Table:
-    """All known columns as strings, empty cells as null."""
+def read_csv(uri: str, columns: Sequence[str]) -> pa.Table:
+    """A CSV file with `columns`, where present, as strings and empty cells as null.
+
+    Raises `CatalogueError` where the file is no CSV, `StorageError` where it cannot be read.
+    """
     convert = pacsv.ConvertOptions(
-        column_types=dict.fromkeys(CATALOGUE.names, pa.string()),
+        column_types=dict.fromkeys(columns, pa.string()),
         null_values=[""],
         strings_can_be_null=True,
         quoted_strings_can_be_null=True,
@@ -96,7 +99,7 @@ def _parsed(column: pa.ChunkedArray, name: str, uri: str, folder: str) -> pa.Chu
     kind = CATALOGUE.field(name).type
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     if kind == STRINGS and (is_text or pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        return _mapped(column, lambda value: _absolute_paths(value, folder), STRINGS)
+        return _mapped(column, lambda value: absolute_paths(value, folder), STRINGS)
     if kind == TIMESTAMP and is_text:
         return _mapped(column, lambda value: _parsed_time(value, name, uri), TIMESTAMP)
     return column
@@ -107,8 +110,11 @@ def _mapped(column: pa.ChunkedArray, parse: Callable[[Any], Any], kind: pa.DataT
     return pa.chunked_array([pa.array(values, kind)])
 
 
-def _absolute_paths(value: str | list[str | None], folder: str) -> list[str | None]:
-    """Paths of one cell; blank ones become null, for the row check to name."""
+def absolute_paths(value: str | list[str | None], folder: str) -> list[str | None]:
+    """The rasters of one cell: a list, or a string with `|` between them. Relative ones are taken from `folder`.
+
+    Blank ones become None, for the caller to name.
+    """
     parts = value.split(SEPARATOR) if isinstance(value, str) else value
     return [_absolute_path(part.strip(), folder) if part and part.strip() else None for part in parts]
 

@@ -1,0 +1,197 @@
+"""Pairing: the acquisitions of an archive, each with its best predecessor, as a catalogue."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import posixpath
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+
+from hisem import storage
+from hisem.archive.acquisitions import Acquisition, LeftOut, Reading, in_utc
+from hisem.archive.catalogue import catalogue_suffix, write_catalogue
+from hisem.archive.footprint_table import read_footprints
+from hisem.archive.predecessors import PairingConfig, Predecessors
+from hisem.archive.stac import ApiSearch, AssetChoice, read_items, search_items
+from hisem.errors import ConfigError
+from hisem.schemas import CATALOGUE
+
+TABLES = (".parquet", ".csv")
+LEFT_OUT = pa.schema([(name, pa.string()) for name in ("id", "collection", "reason", "detail", "where")])
+"""The table of what was left out: `reason` is one of `acquisitions.Reason`."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run found and wrote."""
+
+    output: str
+    left_out_table: str
+    """Columns as in `LEFT_OUT`."""
+    acquisitions: int
+    """Usable ones, each once."""
+    copies: int
+    """Further copies of them."""
+    unknown_cloud: int
+    """Those among them that say nothing of clouds."""
+    older: int
+    """Those before `since`, which only serve as predecessors."""
+    pairs: int
+    left_out: list[LeftOut]
+    """The unusable ones first."""
+    unusable: int
+    """How many of the left out could not be used as acquisitions at all."""
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many were left out for each reason, the most frequent first."""
+        return dict(Counter(str(one.reason) for one in self.left_out).most_common())
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The pairs, and what is in none of them as the newer one."""
+
+    catalogue: pa.Table
+    """Schema CATALOGUE, in the order of the newer time, then of pair_id."""
+    left_out: list[LeftOut]
+    older: int
+    """Acquisitions before `since`."""
+
+
+def pair_archive(
+    items: str,
+    output: str,
+    config: PairingConfig,
+    assets: AssetChoice | None = None,
+    collections: tuple[str, ...] = (),
+    bbox: tuple[float, float, float, float] | None = None,
+) -> Summary:
+    """Read acquisitions, pair them, and write the catalogue `output` and, beside it, `<stem>.left_out.csv`.
+
+    `items` is a table of footprints (`.parquet`, `.csv`), the address of a STAC API (`http`, with
+    `collections` and `bbox` in degrees: west, south, east, north), or a file or folder of STAC items.
+
+    Raises `ConfigError` for options that do not go with `items`; `CatalogueError`, `AcquisitionsError` and
+    `StorageError` where something cannot be read or written as a whole.
+    """
+    items, output = storage.absolute(items), storage.absolute(output)
+    catalogue_suffix(output)
+    if items == output:
+        raise ConfigError(f"output is {output}, which holds the items; name another file.")
+    reading = _reading(items, config, assets or AssetChoice(), collections, bbox)
+    pairing = pair_acquisitions(reading.acquisitions, config)
+    left_out = [*reading.unusable, *pairing.left_out]
+    write_catalogue(pairing.catalogue, output)
+    beside = f"{posixpath.splitext(output)[0]}.left_out.csv"
+    content = io.BytesIO()
+    pacsv.write_csv(pa.Table.from_pylist([asdict(one) for one in left_out], schema=LEFT_OUT), content)
+    storage.write_bytes(beside, content.getvalue())
+    return Summary(
+        output=output,
+        left_out_table=beside,
+        acquisitions=len(reading.acquisitions),
+        copies=reading.copies,
+        unknown_cloud=sum(one.cloud_cover is None for one in reading.acquisitions),
+        older=pairing.older,
+        pairs=pairing.catalogue.num_rows,
+        left_out=left_out,
+        unusable=len(reading.unusable),
+    )
+
+
+def _reading(
+    items: str,
+    config: PairingConfig,
+    assets: AssetChoice,
+    collections: tuple[str, ...],
+    bbox: tuple[float, float, float, float] | None,
+) -> Reading:
+    """The acquisitions behind `items`, read by what it is."""
+    if items.startswith(("http://", "https://")):
+        earliest = config.since and config.since - timedelta(days=config.max_days)
+        return search_items(items, ApiSearch(collections, bbox, earliest), assets)
+    if collections or bbox:
+        raise ConfigError(f"collections and bbox are what a STAC API is asked for; {items} is read as a whole.")
+    if not items.lower().endswith(TABLES):
+        return read_items(items, assets)
+    if assets != AssetChoice():
+        raise ConfigError(f"assets are those of STAC items; {items} names its rasters in columns rasters and mask.")
+    return read_footprints(items)
+
+
+def pair_acquisitions(acquisitions: Sequence[Acquisition], config: PairingConfig) -> Pairing:
+    """Each acquisition with its best predecessor. The order of `acquisitions` does not matter.
+
+    Their (collection, id) must be unique, as `acquisitions.collected` leaves them.
+    """
+    groups: dict[str, list[Acquisition]] = defaultdict(list)
+    for one in acquisitions:
+        groups["" if config.across_collections else one.collection or ""].append(one)
+    rows: list[dict[str, Any]] = []
+    left_out: list[LeftOut] = []
+    older = 0
+    for group in groups.values():
+        predecessors = Predecessors(group, config)
+        for number, after in enumerate(predecessors.acquisitions):
+            if config.since is not None and after.time < config.since:
+                older += 1
+                continue
+            found = predecessors.of(number)
+            if isinstance(found, Acquisition):
+                rows.append(_row(found, after))
+            else:
+                reason, detail = found
+                left_out.append(
+                    LeftOut(id=after.id, collection=after.collection, where=after.where, reason=reason, detail=detail)
+                )
+    rows.sort(key=lambda row: (row["after_time"], row["pair_id"]))
+    left_out.sort(key=lambda one: (one.collection or "", one.id or ""))
+    return Pairing(pa.Table.from_pylist(rows, schema=CATALOGUE), left_out, older)
+
+
+def _row(before: Acquisition, after: Acquisition) -> dict[str, Any]:
+    """One row of the catalogue."""
+    return {
+        "pair_id": pair_id(before, after),
+        "before": before.rasters,
+        "after": after.rasters,
+        "before_time": before.time,
+        "after_time": after.time,
+        "before_mask": before.masks or None,
+        "after_mask": after.masks or None,
+    }
+
+
+def pair_id(before: Acquisition, after: Acquisition) -> str:
+    """The pair's name, in `catalogue.SAFE_ID`: both ids, and eight digits that tell apart what these do not.
+
+    It depends on nothing but both ids and collections, so it is the same in every catalogue. The digits
+    (of a SHA-256) differ where ids only differ in characters that a tile's name cannot hold, where they
+    could be split in two ways, and between collections.
+    """
+    exact = json.dumps([[one.collection or "", one.id] for one in (before, after)])
+    safe = [re.sub(r"[^A-Za-z0-9._-]+", "-", one.id) for one in (before, after)]
+    return "__".join([*safe, hashlib.sha256(exact.encode()).hexdigest()[:8]])
+
+
+def parsed_since(text: str, now: datetime) -> datetime:
+    """A date, an ISO 8601 time, or `yesterday` (its first moment in UTC, seen from `now`) as a time in UTC.
+
+    Raises `ConfigError` for anything else.
+    """
+    if text == "yesterday":
+        return in_utc(now).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=1)
+    try:
+        return in_utc(datetime.fromisoformat(text))
+    except ValueError as error:
+        raise ConfigError(f"since is {text!r}; a date, an ISO 8601 time, or yesterday is needed.") from error
