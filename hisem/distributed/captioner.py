@@ -22,6 +22,8 @@ import torch
 
 from hisem import tracking
 from hisem.archive.catalogue import read_catalogue
+from hisem.archive.grid import require_tiling
+from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.tiles import Tile, read_tiles
 from hisem.captions import table as captions
 from hisem.distributed import session
@@ -61,11 +63,13 @@ class CaptionOptions:
     """One GPU per captioner."""
     beam: int = 1
     """Beam width; 1 is greedy."""
+    reading: ReadOptions = DEFAULTS
 
     def __post_init__(self) -> None:
         for name in ("tile_size", "batch_size", "captioners", "beam"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: 1 or more.")
+        require_tiling(self.tile_size, self.reading.overlap)
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ def _caption(catalogue: pa.Table, options: CaptionOptions) -> CaptionSummary:
     digest = bundle_digest(options.model)
     if left := captions.publish(options.output):
         log.info("published %d row(s) that an interrupted run had finished", left)
-    index, failed = index_archive(catalogue, options.tile_size)
+    index, failed = index_archive(catalogue, options.tile_size, options.reading)
     done = captions.captioned_tiles(options.output, digest)
     known = pa.array(sorted(done), pa.string())
     todo = index.filter(pc.invert(pc.is_in(index.column("tile_id"), known)))
@@ -175,11 +179,15 @@ def _captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterato
         f"captioning with {options.captioners} captioner(s)",
         "Give fewer --captioners or a larger cluster.",
     )
-    size = options.tile_size
+    size, reading = options.tile_size, options.reading
     shipped = ship(options.model)
     dataset = (
-        tile_blocks(index)
-        .map_batches(lambda block: read_pixels(block, size), batch_format="pyarrow", batch_size=None)
+        tile_blocks(index, reading)
+        .map_batches(
+            lambda block: read_pixels(block.drop_columns(["block"]), size, reading),
+            batch_format="pyarrow",
+            batch_size=None,
+        )
         .map_batches(
             Captioner,
             fn_constructor_args=(shipped, options, digest),
@@ -193,9 +201,9 @@ def _captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterato
     yield from dataset.iter_batches(batch_size=STAGE_ROWS, batch_format="pyarrow")
 
 
-def read_pixels(block: pa.Table, tile_size: int) -> pa.Table:
+def read_pixels(block: pa.Table, tile_size: int, options: ReadOptions = DEFAULTS) -> pa.Table:
     """The rows of an index block with status and pixels (schema READ); failures are rows."""
-    return pa.Table.from_pylist([_row(tile) for tile in read_tiles(block.select(INDEX.names), tile_size)], schema=READ)
+    return pa.Table.from_pylist([_row(tile) for tile in read_tiles(block, tile_size, options)], schema=READ)
 
 
 def _row(tile: Tile) -> dict[str, object]:
