@@ -38,7 +38,8 @@ def main(options: Options) -> int:
     if (options.catalog is None) == (options.levir_cc is None):
         raise ConfigError("Give exactly one of --catalog FILE and --levir-cc DIR.")
     if options.levir_cc is not None and (unused := options.reading.changed()):
-        raise ConfigError(f"--levir-cc reads the benchmark's tiles as they are; leave out {', '.join(unused)}.")
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise ConfigError(f"--levir-cc takes the benchmark's tiles as they are: leave out {flags}.")
     # Imported late, so that --help answers at once.
     from hisem.distributed.archive import shard_archive, shard_levir_cc
     from hisem.report.summary import counts_table, show

@@ -10,6 +10,11 @@ from hisem.config import to_dict
 from hisem.errors import ConfigError
 
 
+PERCENTILES = (2.0, 98.0)
+WINDOW_OPTIONS = ("overlap", "min_valid", "resolution")
+"""Options that decide which tiles there are; the resolution is part of their ids."""
+
+
 @dataclass(frozen=True)
 class ReadOptions:
     """How scenes are cut into tiles, and how their pixels become 8-bit red, green and blue.
@@ -22,7 +27,7 @@ class ReadOptions:
     min_valid: float = 0.5
     """Share of a tile, from 0 to 1, that must be valid on both dates; tiles with less are skipped."""
     resolution: float | None = None
-    """Metres per pixel of the tiles, in whatever unit the CRS counts (default: the before scene's own pixels)."""
+    """Metres per pixel, whatever unit the CRS counts in (default: the before scene's own pixels)."""
     resampling: Literal["nearest", "bilinear", "cubic", "cubic_spline", "lanczos", "average"] = "bilinear"
     """How a raster of other pixels than the tiles' is resampled. Where pixels become coarser all but nearest
     weigh every source pixel; average is the plain mean."""
@@ -36,7 +41,7 @@ class ReadOptions:
     --scale-range, or from --percentiles of each scene's valid pixels, band by band."""
     scale_range: tuple[float, float] | None = None
     """Values that become 0 and 255 with --scaling range."""
-    percentiles: tuple[float, float] = (2.0, 98.0)
+    percentiles: tuple[float, float] = PERCENTILES
     """Percentiles, from 0 to 100, that become 0 and 255 with --scaling percentiles."""
     nodata: float | None = None
     """Value of invalid pixels, instead of what rasters declare themselves (nodata value, mask band or alpha).
@@ -72,11 +77,17 @@ class ReadOptions:
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             raise ConfigError(f"percentiles is {low} {high}: two numbers from 0 to 100, the lower first.")
+        if self.scaling != "percentiles" and (low, high) != PERCENTILES:
+            raise ConfigError(f"percentiles is {low} {high}, but scaling is {self.scaling}: add --scaling percentiles.")
 
     def changed(self) -> dict[str, Any]:
         """The options that differ from the defaults, as plain data: what an output must remember."""
         defaults = to_dict(DEFAULTS)
         return {name: value for name, value in to_dict(self).items() if value != defaults[name]}
+
+    def pixel_settings(self) -> dict[str, Any]:
+        """Those of `changed` by which a tile of the same id has other pixels."""
+        return {name: value for name, value in self.changed().items() if name not in WINDOW_OPTIONS}
 
 
 DEFAULTS = ReadOptions()

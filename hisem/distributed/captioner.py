@@ -116,9 +116,11 @@ def caption_archive(catalogue: pa.Table, options: CaptionOptions) -> CaptionSumm
     """Caption every tile of the catalogue that this model has no row for, and publish the rows.
 
     Rows that an interrupted run staged are published first. A tile or pair that cannot be read becomes
-    a failed row with the reason. Raises `SchemaError` for an output of another schema, before Ray is started.
+    a failed row with the reason. Raises `SchemaError` for an output of another schema, and `StorageError` for
+    one whose tiles were read otherwise, before Ray is started.
     """
     captions.captioned_tiles(options.output, "")
+    captions.require_settings(options.output, options.reading.pixel_settings())
     with session.cluster():
         return _caption(catalogue, options)
 
