@@ -9,7 +9,6 @@ from typing import Any, Literal
 from hisem.config import to_dict
 from hisem.errors import ConfigError
 
-
 PERCENTILES = (2.0, 98.0)
 WINDOW_OPTIONS = ("overlap", "min_valid", "resolution")
 """Options that decide which tiles there are; the resolution is part of their ids."""

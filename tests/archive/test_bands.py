@@ -27,7 +27,7 @@ Pixels = npt.NDArray[Any]
 
 X, Y = 500_000.0, 4_000_000.0
 RGB = ("1", "2", "3")
-RANGE = {"scaling": "range", "scale_range": (-500.0, 2500.0)}
+RANGE: dict[str, Any] = {"scaling": "range", "scale_range": (-500.0, 2500.0)}
 HOLE = np.zeros((96, 80), np.bool_)
 HOLE[10:30, 40:60] = True
 HOLE[70:, :7] = True
@@ -98,8 +98,9 @@ def test_pixels_and_validity_over_types_kinds_and_lattices(
     pixels = smooth(dtype)
     path, options = holed(write_raster, kind, pixels, transform=transform, crs=crs)
     before = write_raster("before.tif", smooth(dtype))
-    scaling = {} if dtype == "uint8" else RANGE
-    with PairReader([before], [path], 96, ReadOptions(**scaling, **options)) as reader:
+    if dtype != "uint8":
+        options |= RANGE
+    with PairReader([before], [path], 96, ReadOptions(**options)) as reader:
         grid = reader.grid
         found = reader.read(grid.extent).after[:, :80].astype(float)
 

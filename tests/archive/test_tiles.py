@@ -123,6 +123,23 @@ def test_tiles_with_too_few_valid_pixels_are_skipped(write_raster: Write, noise:
     assert [tile.status for tile in read_tiles(table, 64, ReadOptions(min_valid=0.0))] == [OK, OK]
 
 
+def test_overlapping_tiles_and_padded_ones_say_what_they_hold(write_raster: Write, noise: Noise) -> None:
+    scene = noise(height=40, width=100)
+    path = write_raster("scene.tif", scene)
+    options = ReadOptions(overlap=16)
+    tiles = list(read_tiles(index_pair(pair("p", path, path), 64, options), 64, options))
+    assert [tile.row["tile_id"] for tile in tiles] == ["p/0-0-64", "p/0-36-64"]
+    for tile in tiles:
+        assert (tile.row["height"], tile.row["width"]) == (40, 64), "a padded tile is smaller in its row"
+        assert (tile.status, tile.before_valid) == (OK, 40 / 64)
+        assert tile.before is not None
+        assert np.array_equal(tile.before[:40], scene[:, :, tile.row["col_off"] :][:, :, :64].transpose(1, 2, 0))
+        assert not tile.before[40:].any()
+    assert {
+        tile.status for tile in read_tiles(index_pair(pair("p", path, path), 64), 64, ReadOptions(min_valid=0.7))
+    } == {SKIPPED}
+
+
 def test_a_raster_replaced_since_indexing_fails(write_raster: Write, noise: Noise) -> None:
     path = write_raster("scene.tif", noise())
     table = index_pair(pair("p", path, path), 64)
