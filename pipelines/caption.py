@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from hisem import cli, storage
 from hisem.archive.options import DEFAULTS, ReadOptions
 
@@ -29,7 +27,7 @@ class Options(cli.Common):
     """Folder or URI of the captions table ($HISEM_STORAGE or ~/hisem, then /table)."""
     tile_size: int | None = None
     """Side of a tile in pixels (default: 256, or the demo archive's 64)."""
-    reading: Annotated[ReadOptions, tyro.conf.arg(name="")] = DEFAULTS
+    reading: Annotated[ReadOptions, cli.FLAT] = DEFAULTS
     beam: int = 1
     """Beam width; 1 is greedy."""
     batch_size: int = 32

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
-
 from hisem import cli, storage
 from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.errors import ConfigError
@@ -30,7 +28,7 @@ class Options(cli.Common):
     """Table of references (.parquet): pair_id, row_off, col_off, references, changed. Needed for training."""
     tile_size: int = 256
     """Side of a tile in pixels."""
-    reading: Annotated[ReadOptions, tyro.conf.arg(name="")] = DEFAULTS
+    reading: Annotated[ReadOptions, cli.FLAT] = DEFAULTS
 
 
 def main(options: Options) -> int:

@@ -46,6 +46,9 @@ TILES_PER_BLOCK = 128
 """Tiles read by one task, and rows of one shard file: 50 MB of pixels at 256 x 256."""
 
 PAIRS_PER_TASK = 16
+MEASURING_TASKS = 1000
+"""Tasks at most among which scenes are measured, which takes a read of each and not only its header."""
+
 _QUALITY = [field.name for field in QUALITY_FIELDS]
 INDEX_FILE, MANIFEST = "_index/index.parquet", "_index/manifest.json"
 
@@ -164,7 +167,11 @@ def _with_ranges(index: pa.Table, options: ReadOptions) -> pa.Table:
         rows = [{"pair_id": pair["pair_id"], **range_columns(pair, options)} for pair in some.to_pylist()]
         return pa.Table.from_pylist(rows, schema=schema)
 
-    found = ray.data.from_arrow(pairs).repartition(len(pairs)).map_batches(measure, batch_format="pyarrow")
+    found = (
+        ray.data.from_arrow(pairs)
+        .repartition(min(len(pairs), MEASURING_TASKS))
+        .map_batches(measure, batch_format="pyarrow", batch_size=None)
+    )
     measured = pa.concat_tables(ray.get(found.to_arrow_refs())).cast(schema)
     measured = measured.take(pc.index_in(ids, measured.column("pair_id").combine_chunks()))
     for name in RANGES:

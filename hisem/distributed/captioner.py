@@ -64,6 +64,7 @@ class CaptionOptions:
     beam: int = 1
     """Beam width; 1 is greedy."""
     reading: ReadOptions = DEFAULTS
+    """How scenes are cut and read."""
 
     def __post_init__(self) -> None:
         for name in ("tile_size", "batch_size", "captioners", "beam"):
