@@ -24,6 +24,10 @@ class Exit(IntEnum):
     FAILED_ROWS = 3
 
 
+FLAT = tyro.conf.arg(name="")
+"""Marks a field whose own fields are flags without its name before them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Common:
     """Options that every command has."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from hisem import cli, storage
+from hisem.archive.options import DEFAULTS, ReadOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,8 @@ class Options(cli.Common):
     output: str = field(default_factory=lambda: storage.join(storage.default_storage(), "table"))
     """Folder or URI of the captions table ($HISEM_STORAGE or ~/hisem, then /table)."""
     tile_size: int | None = None
-    """Side of a tile in pixels of the before scene (default: 256, or the demo archive's 64)."""
+    """Side of a tile in pixels (default: 256, or the demo archive's 64)."""
+    reading: Annotated[ReadOptions, cli.FLAT] = DEFAULTS
     beam: int = 1
     """Beam width; 1 is greedy."""
     batch_size: int = 32
@@ -55,6 +57,7 @@ def main(options: Options) -> int:
             options.model or default_model(options.tracking),
             storage.absolute(options.output),
             tile_size=options.tile_size or (256 if options.catalog else 64),
+            reading=options.reading,
             beam=options.beam,
             batch_size=options.batch_size,
             captioners=options.captioners,

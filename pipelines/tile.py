@@ -7,8 +7,10 @@ training is wanted, split (train, val, test). --levir-cc imports the LEVIR-CC be
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from hisem import cli, storage
+from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.errors import ConfigError
 
 
@@ -25,13 +27,17 @@ class Options(cli.Common):
     references: str | None = None
     """Table of references (.parquet): pair_id, row_off, col_off, references, changed. Needed for training."""
     tile_size: int = 256
-    """Side of a tile in pixels of the before scene."""
+    """Side of a tile in pixels."""
+    reading: Annotated[ReadOptions, cli.FLAT] = DEFAULTS
 
 
 def main(options: Options) -> int:
     """Shard, print the summary, and say how many rows failed."""
     if (options.catalog is None) == (options.levir_cc is None):
         raise ConfigError("Give exactly one of --catalog FILE and --levir-cc DIR.")
+    if options.levir_cc is not None and (unused := options.reading.changed()):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise ConfigError(f"--levir-cc takes the benchmark's tiles as they are: leave out {flags}.")
     # Imported late, so that --help answers at once.
     from hisem.distributed.archive import shard_archive, shard_levir_cc
     from hisem.report.summary import counts_table, show
@@ -40,7 +46,7 @@ def main(options: Options) -> int:
     if options.levir_cc is not None:
         summary = shard_levir_cc(options.levir_cc, output)
     else:
-        summary = shard_archive(options.catalog or "", output, options.tile_size, options.references)
+        summary = shard_archive(options.catalog or "", output, options.tile_size, options.references, options.reading)
     show(
         counts_table(
             f"Shards in {summary.output}",

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-import tyro
-
 from hisem import cli, storage
 from hisem.training.options import parse_experiment
 from hisem.training.presets import PresetName
@@ -37,7 +35,7 @@ class Options(cli.Common):
     """Give each worker one GPU."""
     tracking: str | None = None
     """MLflow tracking URI (default: $MLFLOW_TRACKING_URI, else SQLite under the storage root)."""
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
+    experiment: Annotated[Experiment, cli.FLAT] = field(default_factory=Experiment)
 
 
 def main(options: Options) -> int:

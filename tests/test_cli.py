@@ -143,6 +143,23 @@ def test_tile_wants_exactly_one_source(command: Callable[..., Result], sources: 
     assert done.stderr == "error: Give exactly one of --catalog FILE and --levir-cc DIR.\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--catalog", "c.csv", "--overlap", "-1"), "overlap is -1"),
+        (("--catalog", "c.csv", "--bands", "4", "3"), "bands is 4 3"),
+        (("--catalog", "c.csv", "--scaling", "range"), "give both --scaling range and --scale-range LO HI"),
+        (("--levir-cc", "d", "--after-bands", "1", "--nodata", "-9"), "leave out --after-bands, --nodata."),
+    ],
+)
+def test_reading_options_that_cannot_be_meant(
+    command: Callable[..., Result], arguments: tuple[str, ...], named: str
+) -> None:
+    done = command("pipelines/tile.py", "--output", "x", *arguments)
+    assert done.returncode == cli.Exit.USAGE
+    assert re.fullmatch(rf"error: .*{re.escape(named)}.*\n", done.stderr)
+
+
 def test_debug_shows_the_traceback(command: Callable[..., Result]) -> None:
     done = command("pipelines/tile.py", "--output", "x", "--debug")
     assert done.returncode == cli.Exit.USAGE

@@ -107,28 +107,41 @@ def is_identity(transform: Affine) -> bool:
     return tuple(transform)[:6] == (1, 0, 0, 0, 1, 0)
 
 
-def offsets(length: int, tile_size: int) -> list[int]:
+def offsets(length: int, tile_size: int, overlap: int = 0) -> list[int]:
     """First pixels of tiles along one axis of `length` pixels; the last tile ends where the axis ends."""
     if length <= tile_size:
         return [0]
-    regular = list(range(0, length - tile_size + 1, tile_size))
+    regular = list(range(0, length - tile_size + 1, tile_size - overlap))
     return regular if regular[-1] + tile_size == length else [*regular, length - tile_size]
 
 
-def windows(height: int, width: int, tile_size: int) -> list[Window]:
+def windows(height: int, width: int, tile_size: int, overlap: int = 0) -> list[Window]:
     """Windows of `tile_size` pixels that cover a scene of `height` x `width` wholly, row by row.
 
-    Offsets are multiples of the size, save in the last row and column, which shift inwards so that no
-    strip is left out. Along an axis shorter than `tile_size` the window is clipped to the scene.
+    Neighbours share `overlap` pixels, save in the last row and column, which shift inwards so that no
+    strip is left out and may share more. Along an axis shorter than `tile_size` the window is clipped to
+    the scene.
 
-    Raises `ConfigError` for a size below one pixel.
+    Raises `ConfigError` as `require_tiling` does.
     """
+    require_tiling(tile_size, overlap)
+    size = min(tile_size, height), min(tile_size, width)
+    rows, cols = offsets(height, tile_size, overlap), offsets(width, tile_size, overlap)
+    return [Window(row, col, *size) for row in rows for col in cols]
+
+
+def require_tiling(tile_size: int, overlap: int) -> None:
+    """Raise `ConfigError` for a size below one pixel, or an overlap that is not smaller than the size."""
     if tile_size < 1:
         raise ConfigError(f"tile_size is {tile_size}; at least 1 pixel is needed.")
-    size = min(tile_size, height), min(tile_size, width)
-    return [Window(row, col, *size) for row in offsets(height, tile_size) for col in offsets(width, tile_size)]
+    if not 0 <= overlap < tile_size:
+        raise ConfigError(f"overlap is {overlap}; it lies between 0 and {tile_size - 1}, the tile size less one pixel.")
 
 
-def tile_id(pair_id: str, window: Window, tile_size: int) -> str:
-    """The tile's name, the same in every run: pair, first row and column, nominal size in pixels."""
-    return f"{pair_id}/{window.row_off}-{window.col_off}-{tile_size}"
+def tile_id(pair_id: str, window: Window, tile_size: int, resolution: float | None = None) -> str:
+    """The tile's name, the same in every run: pair, first row and column, nominal size in pixels.
+
+    On a grid of a chosen `resolution` in metres it follows, as the same window is another place there.
+    """
+    suffix = "" if resolution is None else f"@{resolution!r}m"
+    return f"{pair_id}/{window.row_off}-{window.col_off}-{tile_size}{suffix}"

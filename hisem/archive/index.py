@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from hisem.archive.grid import Grid, Window, offsets, tile_id, windows
+from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.reader import pair_reader
 from hisem.errors import RasterError
 from hisem.schemas import CATALOGUE, INDEX
@@ -16,23 +17,26 @@ MAX_TILES = 4_000_000
 """Windows of one pair beyond which its rasters are taken to lie in wrong places."""
 
 
-def index_pair(pair: Mapping[str, Any], tile_size: int) -> pa.Table:
+def index_pair(pair: Mapping[str, Any], tile_size: int, options: ReadOptions = DEFAULTS) -> pa.Table:
     """The tiles of one catalogue row, in `schemas.INDEX`; tiles are `tile_size` pixels high and wide.
+
+    Along an axis on which the scene is smaller than a tile, `height` or `width` is the scene's own: what
+    is missing to the tile size is padding, which is invalid.
 
     Opens the headers of all the pair's rasters, so that a pair that cannot be read is found here.
 
     Raises `RasterError` naming file and cause, as `PairReader` does, or where the before rasters span an
     absurd area.
     """
-    with pair_reader(pair, tile_size) as reader:
+    with pair_reader(pair, tile_size, options) as reader:
         grid = reader.grid
-    _require_countable(pair["pair_id"], grid, tile_size)
-    places = windows(grid.height, grid.width, tile_size)
+    _require_countable(pair["pair_id"], grid, tile_size, options.overlap)
+    places = windows(grid.height, grid.width, tile_size, options.overlap)
     rows = len(places)
     crs = grid.crs.to_string() if grid.crs else None
     columns: dict[str, list[Any]] = {name: [pair.get(name)] * rows for name in CATALOGUE.names}
     columns |= {
-        "tile_id": [tile_id(pair["pair_id"], window, tile_size) for window in places],
+        "tile_id": [tile_id(pair["pair_id"], window, tile_size, options.resolution) for window in places],
         "row_off": [window.row_off for window in places],
         "col_off": [window.col_off for window in places],
         "height": [window.height for window in places],
@@ -49,11 +53,12 @@ def window_transform(grid: Grid, window: Window) -> list[float] | None:
     return list(grid.transform_of(window))[:6] if grid.has_transform else None
 
 
-def _require_countable(pair_id: str, grid: Grid, tile_size: int) -> None:
+def _require_countable(pair_id: str, grid: Grid, tile_size: int, overlap: int) -> None:
     """Raise `RasterError` where one misplaced raster blows the grid up beyond any real scene."""
-    count = len(offsets(grid.height, tile_size)) * len(offsets(grid.width, tile_size))
+    count = len(offsets(grid.height, tile_size, overlap)) * len(offsets(grid.width, tile_size, overlap))
     if count > MAX_TILES:
         raise RasterError(
             f"{pair_id}: the before rasters span {grid.height} x {grid.width} pixels, that is {count} tiles of "
-            f"{tile_size}, more than {MAX_TILES}; one of them lies far from the others: check its georeference."
+            f"{tile_size}, more than {MAX_TILES}; one of them lies far from the others: check its georeference, "
+            "or pixels are too small: check --resolution."
         )

@@ -20,6 +20,7 @@ from hisem.archive.raster import MAX_DRIFT, bounds_in
 from hisem.errors import RasterError
 
 RGB = (1, 2, 3)
+"""The bands of rasters as `open_scene_raster` gives them."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +36,24 @@ class PlacedRaster:
     origin: Window
     extent: Window
 
-    def read_rgb(self, window: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    def read_rgb(self, window: Window) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
         """Pixels 3 H W of `window`, which lies in `extent`, and where they are valid, H W.
 
-        Valid is what the nodata value, alpha or mask band leaves in any of the three bands. Raises
-        `RasterError`.
+        Valid is what the nodata value, alpha or mask band leaves in any of the three bands, and finite in
+        all of them; other pixels are arbitrary, but finite. Raises `RasterError`.
         """
         if isinstance(self.source, WarpedVRT):
             # Validity is the alpha band: read with the pixels, as rasterio's masks would warp once more.
             alpha = self.source.colorinterp.index(ColorInterp.alpha) + 1
             bands = self._read(self.source.read, window, (*RGB, alpha))
-            return bands[:3], bands[3] > 0
-        pixels = self._read(self.source.read, window, RGB)
-        if all(flags == [MaskFlags.all_valid] for flags in self.source.mask_flag_enums[:3]):
-            return pixels, np.ones(pixels.shape[1:], bool)
-        return pixels, np.any(self._read(self.source.read_masks, window, RGB), axis=0)
+            pixels, valid = bands[:3], bands[3] > 0
+        else:
+            pixels = self._read(self.source.read, window, RGB)
+            if all(flags == [MaskFlags.all_valid] for flags in self.source.mask_flag_enums[:3]):
+                valid = np.ones(pixels.shape[1:], bool)
+            else:
+                valid = np.any(self._read(self.source.read_masks, window, RGB), axis=0)
+        return finite(pixels, valid)
 
     def read_band(self, window: Window) -> npt.NDArray[Any]:
         """The first band of `window`, H W. Raises `RasterError`."""
@@ -67,8 +71,18 @@ class PlacedRaster:
             ) from error
 
 
-def place(raster: DatasetReader, grid: Grid, *, is_mask: bool = False) -> PlacedRaster | None:
-    """Place `raster` on `grid`; None where they do not overlap. Masks keep their values, images blend.
+def finite(pixels: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """`pixels` 3 H W and `valid` H W with NaN and infinity invalid in all bands, and 0."""
+    if pixels.dtype.kind != "f":
+        return pixels, valid
+    valid = valid & np.isfinite(pixels).all(axis=0)
+    return np.where(valid, pixels, 0), valid
+
+
+def place(
+    raster: DatasetReader, grid: Grid, resampling: Resampling = Resampling.bilinear, *, is_mask: bool = False
+) -> PlacedRaster | None:
+    """Place `raster` on `grid`; None where they do not overlap. Masks keep their values, whatever `resampling`.
 
     Raises `RasterError` where only one of the two has a CRS or a transform, or where images without
     georeference differ in size.
@@ -83,7 +97,9 @@ def place(raster: DatasetReader, grid: Grid, *, is_mask: bool = False) -> Placed
         extent = origin.intersection(grid.extent)
         return PlacedRaster(raster.name, raster, origin, extent) if extent else None
     extent = _covering(box, grid).intersection(grid.extent)
-    return PlacedRaster(raster.name, _warped(raster, grid, is_mask), grid.extent, extent) if extent else None
+    return (
+        PlacedRaster(raster.name, _warped(raster, grid, resampling, is_mask), grid.extent, extent) if extent else None
+    )
 
 
 def _require_same_pixels(raster: DatasetReader, grid: Grid) -> None:
@@ -117,7 +133,7 @@ def _covering(box: tuple[float, float, float, float], grid: Grid) -> Window:
     return Window(row, col, end_row - row, end_col - col)
 
 
-def _warped(raster: DatasetReader, grid: Grid, is_mask: bool) -> WarpedVRT:
+def _warped(raster: DatasetReader, grid: Grid, resampling: Resampling, is_mask: bool) -> WarpedVRT:
     """`raster` on the whole of `grid`, resampled window by window as it is read.
 
     Validity travels in an alpha band: a nodata value would have to keep clear of true pixel values.
@@ -132,7 +148,7 @@ def _warped(raster: DatasetReader, grid: Grid, is_mask: bool) -> WarpedVRT:
                 transform=grid.transform,
                 height=grid.height,
                 width=grid.width,
-                resampling=Resampling.nearest if is_mask else Resampling.bilinear,
+                resampling=Resampling.nearest if is_mask else resampling,
                 add_alpha=ColorInterp.alpha not in raster.colorinterp,
                 **nodata,
             )

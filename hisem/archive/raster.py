@@ -25,6 +25,9 @@ from hisem.errors import RasterError
 MAX_DRIFT = 1e-3
 """Pixels by which a raster may deviate from a grid anywhere and still count as lying on it."""
 
+EQUATOR_RADIUS, ECCENTRICITY_SQUARED = 6_378_137.0, 6.694379990141e-3
+"""The ellipsoid of WGS 84, in metres."""
+
 
 def open_raster(uri: str) -> DatasetReader:
     """Open one raster for reading; only its header is read.
@@ -79,17 +82,6 @@ def _is_upright(raster: DatasetReader) -> bool:
     return max(abs(t.b / t.a) * raster.height, abs(t.d / t.e) * raster.width) <= MAX_DRIFT
 
 
-def require_rgb(raster: DatasetReader) -> None:
-    """Raise `RasterError` unless the first three bands are uint8, which is all that is read for now."""
-    kinds = sorted(set(raster.dtypes[:3]))
-    if raster.count < 3 or kinds != ["uint8"]:
-        raise RasterError(
-            f"{raster.name}: found {raster.count} band(s) of {' and '.join(kinds)}; at least 3 bands of uint8 "
-            "are supported now, the first three being red, green and blue. Convert it first "
-            "(gdal_translate -ot Byte -scale, with -b to choose bands)."
-        )
-
-
 def bounds_in(raster: DatasetReader, crs: CRS | None) -> tuple[float, float, float, float]:
     """Left, bottom, right and top of `raster` in `crs`, the before scene's.
 
@@ -113,22 +105,54 @@ def bounds_in(raster: DatasetReader, crs: CRS | None) -> tuple[float, float, flo
     return moved
 
 
-def grid_of(rasters: Sequence[DatasetReader]) -> Grid:
-    """The grid of one date: CRS, resolution and pixel lattice of its first raster, extent of them all.
+def grid_of(rasters: Sequence[DatasetReader], resolution: float | None = None) -> Grid:
+    """The grid of one date: CRS and lattice of its first raster, extent of them all.
 
-    The extent's edges are rounded to whole pixels, so that the first raster is never resampled.
+    Pixels are the first raster's, or of `resolution` metres from its upper left corner on. The extent's
+    edges are rounded to whole pixels, so that the first raster is not resampled where its pixels are kept.
 
-    Raises `RasterError` for several rasters without georeference, whose places are unknown.
+    Raises `RasterError` for several rasters without georeference, whose places are unknown, and for a
+    resolution where metres mean nothing or one pixel is more than the scene.
     """
     first = rasters[0]
     if is_identity(first.transform):
         if len(rasters) > 1:
             raise RasterError(f"{first.name}: has no geotransform, so {len(rasters)} rasters cannot form one scene.")
+        if resolution is not None:
+            raise RasterError(f"{first.name}: has no geotransform, so it has no metres; leave out --resolution.")
         return Grid(first.height, first.width, first.transform, first.crs)
-    x_size, y_size = abs(first.transform.a), abs(first.transform.e)
     lefts, bottoms, rights, tops = zip(*(bounds_in(raster, first.crs) for raster in rasters), strict=True)
+    if resolution is None:
+        x_size, y_size = abs(first.transform.a), abs(first.transform.e)
+    else:
+        x_size, y_size = _pixel_size(first, (min(bottoms) + max(tops)) / 2, resolution)
     # Edges in pixels of the first raster's lattice, rightwards and downwards from its upper left corner.
     left, right = round((min(lefts) - lefts[0]) / x_size), round((max(rights) - lefts[0]) / x_size)
     top, bottom = round((tops[0] - max(tops)) / y_size), round((tops[0] - min(bottoms)) / y_size)
+    if bottom == top or right == left:
+        raise RasterError(f"{first.name}: the scene is smaller than one pixel of {resolution} m; lower --resolution.")
     transform = Affine(x_size, 0.0, lefts[0] + left * x_size, 0.0, -y_size, tops[0] - top * y_size)
     return Grid(bottom - top, right - left, transform, first.crs)
+
+
+def _pixel_size(raster: DatasetReader, middle: float, resolution: float) -> tuple[float, float]:
+    """Width and height of a pixel of `resolution` metres, in units of the raster's CRS.
+
+    A projected CRS's own metres are taken for metres. In a geographic CRS they are those of the WGS 84
+    ellipsoid along the parallel and the meridian at latitude `middle`, given in units of the CRS.
+    """
+    if raster.crs is None:
+        raise RasterError(
+            f"{raster.name}: has no CRS, so it has no metres; assign one (gdal_edit.py -a_srs), or leave out "
+            "--resolution."
+        )
+    unit = raster.crs.units_factor[1]
+    if not raster.crs.is_geographic:
+        return resolution / unit, resolution / unit
+    latitude = middle * unit
+    if abs(latitude) >= math.pi / 2:
+        raise RasterError(f"{raster.name}: lies around latitude {math.degrees(latitude):.1f}; check its geotransform.")
+    flat = 1 - ECCENTRICITY_SQUARED * math.sin(latitude) ** 2
+    along_parallel = EQUATOR_RADIUS * math.cos(latitude) / math.sqrt(flat)
+    along_meridian = EQUATOR_RADIUS * (1 - ECCENTRICITY_SQUARED) / flat**1.5
+    return resolution / along_parallel / unit, resolution / along_meridian / unit

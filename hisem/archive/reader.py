@@ -12,12 +12,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rasterio.enums import Resampling
 from rasterio.io import DatasetReader
 
+from hisem.archive.bands import open_scene_raster
 from hisem.archive.grid import Grid, Window
+from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.placement import PlacedRaster, place
-from hisem.archive.raster import grid_of, open_raster, require_rgb
+from hisem.archive.raster import grid_of, open_raster
+from hisem.archive.scaling import Ranges, fixed_ranges, percentile_ranges, to_8bit
 from hisem.errors import RasterError
+
+RANGES = ("before_range", "after_range")
+"""Columns that an index may carry beside its own: what `range_columns` gives, once for all tiles of a pair."""
 
 Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -36,15 +43,27 @@ class TilePixels:
     after_valid: float
 
 
-class PairReader:
-    """The rasters of one scene pair, each opened once, read window by window on the before scene's grid.
+@dataclass(frozen=True)
+class Scene:
+    """One date of a pair, open: its rasters and masks as they are, and those that overlap the grid, placed on it."""
 
-    The grid is the before scene's: CRS, resolution and lattice of its first raster, extent of all of
-    them. Several rasters of a date fill each other's gaps in their order. A raster whose pixels are the
-    grid's is read as it is; any other is resampled, bilinearly. Masks are rasters whose non-zero pixels
+    rasters: list[DatasetReader]
+    masks: list[DatasetReader]
+    placed: list[PlacedRaster]
+    placed_masks: list[PlacedRaster]
+
+
+class PairReader:
+    """The rasters of one scene pair, each opened once, read window by window on the pair's grid.
+
+    The grid is the before scene's: CRS, resolution (or `options.resolution`) and lattice of its first raster,
+    extent of all of them. Several rasters of a date fill each other's gaps in their order. A raster whose
+    pixels are the grid's is read as it is; any other is resampled. Masks are rasters whose non-zero pixels
     are invalid; beyond a mask's edge nothing is masked.
 
-    Use as a context manager. `grid` and `read` are there while it is entered.
+    With scaling by percentiles, `ranges` are those that `measure` of this pair has given before.
+
+    Use as a context manager. `grid`, `measure` and `read` are there while it is entered.
     """
 
     grid: Grid
@@ -54,13 +73,17 @@ class PairReader:
         before: Sequence[str],
         after: Sequence[str],
         tile_size: int,
+        options: ReadOptions = DEFAULTS,
         *,
         before_mask: Sequence[str] | None = None,
         after_mask: Sequence[str] | None = None,
+        ranges: tuple[Ranges, Ranges] | None = None,
     ) -> None:
         self._uris = list(before), list(after)
         self._mask_uris = list(before_mask or []), list(after_mask or [])
         self._tile_size = tile_size
+        self._options = options
+        self._ranges = ranges
         self._stack = ExitStack()
         self._damaged = False
 
@@ -68,17 +91,23 @@ class PairReader:
         """Open all rasters, headers only.
 
         Raises `RasterError` for a raster that is missing, empty, a folder, unreadable, of another format,
-        rotated or of other pixels than uint8 RGB; for dates that do not overlap, of which only one has a
-        CRS, or that differ in size without georeference.
+        rotated, without the bands asked for or of pixels that the options do not make 8 bit; for dates that
+        do not overlap, of which only one has a CRS, or that differ in size without georeference.
         """
         with ExitStack() as stack:
-            before, after = ([self._open(uri, stack, rgb=True) for uri in uris] for uris in self._uris)
-            self.grid = grid_of(before)
-            self._scenes = [self._place(rasters, stack) for rasters in (before, after)]
-            self._masks = [
-                self._place([self._open(uri, stack) for uri in uris], stack, is_mask=True) for uris in self._mask_uris
+            options = self._options
+            bands = options.bands, options.after_bands or options.bands
+            before, after = (
+                [stack.enter_context(open_scene_raster(uri, names, options)) for uri in uris]
+                for names, uris in zip(bands, self._uris, strict=True)
+            )
+            masks = [[stack.enter_context(open_raster(uri)) for uri in uris] for uris in self._mask_uris]
+            self.grid = grid_of(before, options.resolution)
+            self._scenes = [
+                Scene(rasters, hidden, self._place(rasters, stack), self._place(hidden, stack, is_mask=True))
+                for rasters, hidden in zip((before, after), masks, strict=True)
             ]
-            if not self._scenes[1]:
+            if not self._scenes[1].placed:
                 raise RasterError(
                     f"{after[0].name}: the after scene does not overlap the before scene {before[0].name} "
                     f"(bounds {tuple(after[0].bounds)} in {after[0].crs}, {tuple(before[0].bounds)} in "
@@ -92,20 +121,28 @@ class PairReader:
         """Close all rasters."""
         self._stack.close()
 
-    def _open(self, uri: str, stack: ExitStack, *, rgb: bool = False) -> DatasetReader:
-        raster = stack.enter_context(open_raster(uri))
-        if rgb:
-            require_rgb(raster)
-        return raster
-
     def _place(
         self, rasters: Sequence[DatasetReader], stack: ExitStack, *, is_mask: bool = False
     ) -> list[PlacedRaster]:
         """The rasters that overlap the grid, placed on it; closed with `stack`."""
-        placed = [found for raster in rasters if (found := place(raster, self.grid, is_mask=is_mask))]
+        resampling = Resampling[self._options.resampling]
+        placed = [found for raster in rasters if (found := place(raster, self.grid, resampling, is_mask=is_mask))]
         for found in placed:
             stack.callback(found.source.close)
         return placed
+
+    def measure(self) -> tuple[Ranges, Ranges] | None:
+        """The values of both scenes that become 0 and 255, measured at the first call; None unless by percentiles.
+
+        They are of each whole scene, so that all its tiles are scaled alike. Raises `RasterError` as
+        `percentile_ranges` does.
+        """
+        if self._options.scaling == "percentiles" and self._ranges is None:
+            before, after = (
+                percentile_ranges(scene.rasters, scene.masks, self._options.percentiles) for scene in self._scenes
+            )
+            self._ranges = before, after
+        return self._ranges
 
     def read(self, window: Window) -> TilePixels:
         """The pixels of `window`, which lies on the grid and is at most the tile size high and wide.
@@ -123,11 +160,33 @@ class PairReader:
             self.__enter__()
         self._damaged = True
         (before, before_valid), (after, after_valid) = (
-            self._padded(*_compose(scene, masks, window))
-            for scene, masks in zip(self._scenes, self._masks, strict=True)
+            self._padded(*self._compose(scene, ranges, window))
+            for scene, ranges in zip(self._scenes, self.measure() or (None, None), strict=True)
         )
         self._damaged = False
         return TilePixels(before, after, before_valid, after_valid)
+
+    def _compose(self, scene: Scene, ranges: Ranges | None, window: Window) -> tuple[Image, Mask]:
+        """One date of `window`, H W 3, and where it is valid, H W; later rasters fill the gaps of earlier ones."""
+        pixels = np.zeros((3, window.height, window.width), np.uint8)
+        valid = np.zeros((window.height, window.width), np.bool_)
+        for raster in scene.placed:
+            overlap = raster.extent.intersection(window)
+            if overlap is None or valid.all():
+                continue
+            rows, cols = overlap.slices(window)
+            values, usable = raster.read_rgb(overlap)
+            own = fixed_ranges(values.dtype.name, self._options) if ranges is None else ranges
+            if own is not None:
+                values = to_8bit(values, own)
+            np.copyto(pixels[:, rows, cols], values, where=usable & ~valid[rows, cols])
+            valid[rows, cols] |= usable
+        for mask in scene.placed_masks:
+            overlap = mask.extent.intersection(window)
+            if overlap is not None:
+                rows, cols = overlap.slices(window)
+                valid[rows, cols] &= mask.read_band(overlap) == 0
+        return np.ascontiguousarray((pixels * valid).transpose(1, 2, 0)), valid
 
     def _padded(self, pixels: Image, valid: Mask) -> tuple[Image, float]:
         """`pixels` H W 3 at the full tile size, and the share of the full tile that is valid."""
@@ -138,32 +197,28 @@ class PairReader:
         return pixels, float(np.count_nonzero(valid) / size**2)
 
 
-def _compose(scene: Sequence[PlacedRaster], masks: Sequence[PlacedRaster], window: Window) -> tuple[Image, Mask]:
-    """One date of `window`, H W 3, and where it is valid, H W; later rasters fill the gaps of earlier ones."""
-    pixels = np.zeros((3, window.height, window.width), np.uint8)
-    valid = np.zeros((window.height, window.width), np.bool_)
-    for raster in scene:
-        overlap = raster.extent.intersection(window)
-        if overlap is None or valid.all():
-            continue
-        rows, cols = overlap.slices(window)
-        values, usable = raster.read_rgb(overlap)
-        np.copyto(pixels[:, rows, cols], values, where=usable & ~valid[rows, cols])
-        valid[rows, cols] |= usable
-    for mask in masks:
-        overlap = mask.extent.intersection(window)
-        if overlap is not None:
-            rows, cols = overlap.slices(window)
-            valid[rows, cols] &= mask.read_band(overlap) == 0
-    return np.ascontiguousarray((pixels * valid).transpose(1, 2, 0)), valid
-
-
-def pair_reader(pair: Mapping[str, Any], tile_size: int) -> PairReader:
-    """The reader of a catalogue or index row."""
+def pair_reader(pair: Mapping[str, Any], tile_size: int, options: ReadOptions = DEFAULTS) -> PairReader:
+    """The reader of a catalogue or index row; `RANGES` in it, as `range_columns` gives them, are taken over."""
+    before, after = (pair.get(name) for name in RANGES)
     return PairReader(
         pair["before"],
         pair["after"],
         tile_size,
+        options,
         before_mask=pair.get("before_mask"),
         after_mask=pair.get("after_mask"),
+        ranges=(np.reshape(before, (3, 2)), np.reshape(after, (3, 2))) if before and after else None,
     )
+
+
+def range_columns(pair: Mapping[str, Any], options: ReadOptions) -> dict[str, list[float] | None]:
+    """`RANGES` of a pair: what `PairReader.measure` says, as flat lists; null where its rasters cannot be read.
+
+    The reader of its tiles meets that error again, and says it of each.
+    """
+    try:
+        with pair_reader(pair, 1, options) as reader:
+            measured = reader.measure()
+    except RasterError:
+        measured = None
+    return {name: None if measured is None else measured[number].ravel().tolist() for number, name in enumerate(RANGES)}

@@ -14,11 +14,10 @@ import pyarrow as pa
 from hisem.archive import png
 from hisem.archive.grid import Window
 from hisem.archive.index import window_transform
+from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.reader import PairReader, pair_reader
-from hisem.errors import ConfigError, RasterError
+from hisem.errors import RasterError
 from hisem.schemas import CATALOGUE, FAILED, INDEX, OK, QUALITY_FIELDS, SHARD, SKIPPED
-
-MIN_VALID = 0.5
 
 
 @dataclass(frozen=True)
@@ -38,36 +37,34 @@ class Tile:
     after: npt.NDArray[np.uint8] | None = None
 
 
-def read_tiles(index: pa.Table, tile_size: int, min_valid: float = MIN_VALID) -> Iterator[Tile]:
+def read_tiles(index: pa.Table, tile_size: int, options: ReadOptions = DEFAULTS) -> Iterator[Tile]:
     """Read the rows of `index` (schema INDEX), one tile each, pair by pair; one tile is in memory at a time.
 
     Pairs come in the order of their first rows and keep the order of their rows; each of a pair's rasters
     is opened once. Images are `tile_size` x `tile_size`, padded with 0 where a window is smaller. A tile
-    of which less than `min_valid` is valid on either date is skipped; a tile or pair that cannot be read
-    has failed, and the others go on.
-
-    Raises `ConfigError` for `min_valid` outside [0, 1].
+    of which less than `options.min_valid` is valid on either date is skipped; a tile or pair that cannot be
+    read has failed, and the others go on. `index` may carry the columns `reader.RANGES`; without them
+    scaling by percentiles measures each pair here.
     """
-    if not 0 <= min_valid <= 1:
-        raise ConfigError(f"min_valid is {min_valid}; a fraction from 0 to 1 is needed.")
     pairs: dict[str, list[int]] = {}
     for number, pair_id in enumerate(index.column("pair_id").to_pylist()):
         pairs.setdefault(pair_id, []).append(number)
     for numbers in pairs.values():
-        yield from _read_pair(index.take(numbers).to_pylist(), tile_size, min_valid)
+        yield from _read_pair(index.take(numbers).to_pylist(), tile_size, options)
 
 
-def _read_pair(rows: list[dict[str, Any]], tile_size: int, min_valid: float) -> Iterator[Tile]:
+def _read_pair(rows: list[dict[str, Any]], tile_size: int, options: ReadOptions) -> Iterator[Tile]:
     """The tiles of one pair, whose columns all `rows` share."""
     with ExitStack() as stack:
         try:
-            reader = stack.enter_context(pair_reader(rows[0], tile_size))
+            reader = stack.enter_context(pair_reader(rows[0], tile_size, options))
+            reader.measure()
         except RasterError as error:
             yield from (Tile(row, FAILED, str(error)) for row in rows)
             return
         for row in rows:
             try:
-                tile = _read_tile(reader, row, min_valid)
+                tile = _read_tile(reader, row, options.min_valid)
             except RasterError as error:
                 tile = Tile(row, FAILED, str(error))
             yield tile

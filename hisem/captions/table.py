@@ -8,9 +8,11 @@ same rows twice changes nothing. Readers look at `OUT/captions/` alone and never
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,7 +25,7 @@ from hisem.schemas import CAPTION, conform
 
 log = logging.getLogger(__name__)
 
-PUBLISHED, STAGING = "captions", "_staging"
+PUBLISHED, STAGING, SETTINGS = "captions", "_staging", "_settings.json"
 UNDATED = "unknown"
 
 
@@ -45,6 +47,24 @@ def captioned_tiles(output: str, model_digest: str) -> set[str]:
         keys = file.read(columns=["tile_id", "model_digest"])
         done |= set(keys.filter(pc.equal(keys.column("model_digest"), model_digest)).column("tile_id").to_pylist())
     return done
+
+
+def require_settings(output: str, settings: dict[str, Any]) -> None:
+    """Keep a table to one way of making pixels: its rows would hide tiles that were to be read otherwise.
+
+    `settings` are those that are not the default; an output without rows takes them. Raises `StorageError`
+    where its rows were made with others.
+    """
+    path = storage.join(output, SETTINGS)
+    known = json.loads(storage.read_bytes(path)) if storage.exists(path) else {}
+    if known == settings:
+        return
+    if published_files(output) or _staged_files(output):
+        raise StorageError(
+            f"{output}: its tiles were read with {known or 'the defaults'}, not {settings or 'the defaults'}. "
+            "Choose another --output, or the same settings."
+        )
+    storage.write_bytes(path, json.dumps(settings, indent=1).encode())
 
 
 def stage(table: pa.Table, output: str, name: str) -> None:

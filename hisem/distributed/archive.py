@@ -18,13 +18,27 @@ import ray.data
 
 from hisem import storage
 from hisem.archive.catalogue import read_catalogue
+from hisem.archive.grid import require_tiling
 from hisem.archive.index import index_pair
 from hisem.archive.levir_cc import read_levir_cc
+from hisem.archive.options import DEFAULTS, ReadOptions
+from hisem.archive.reader import RANGES, range_columns
 from hisem.archive.references import join_references, read_references
 from hisem.archive.tiles import failed_pair_row, read_tiles, shard_table
 from hisem.distributed import session
-from hisem.errors import ConfigError, DatasetError, HisemError, ReferencesError, StorageError
-from hisem.schemas import FAILED, INDEX, OK, QUALITY_FIELDS, REFERENCES, SHARD, SKIPPED, conform, require_unique
+from hisem.errors import DatasetError, HisemError, ReferencesError, StorageError
+from hisem.schemas import (
+    CATALOGUE,
+    FAILED,
+    INDEX,
+    OK,
+    QUALITY_FIELDS,
+    REFERENCES,
+    SHARD,
+    SKIPPED,
+    conform,
+    require_unique,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +46,9 @@ TILES_PER_BLOCK = 128
 """Tiles read by one task, and rows of one shard file: 50 MB of pixels at 256 x 256."""
 
 PAIRS_PER_TASK = 16
+MEASURING_TASKS = 1000
+"""Tasks at most among which scenes are measured, which takes a read of each and not only its header."""
+
 _QUALITY = [field.name for field in QUALITY_FIELDS]
 INDEX_FILE, MANIFEST = "_index/index.parquet", "_index/manifest.json"
 
@@ -51,7 +68,7 @@ class ShardSummary:
     splits: dict[str, int]
 
 
-def index_archive(catalogue: pa.Table, tile_size: int) -> tuple[pa.Table, pa.Table]:
+def index_archive(catalogue: pa.Table, tile_size: int, options: ReadOptions = DEFAULTS) -> tuple[pa.Table, pa.Table]:
     """The tile index of a catalogue, built from headers in parallel, and one failed row (INDEX and
     quality columns) for each pair that cannot be opened at all.
     """
@@ -61,7 +78,7 @@ def index_archive(catalogue: pa.Table, tile_size: int) -> tuple[pa.Table, pa.Tab
         parts = []
         for pair in pairs.to_pylist():
             try:
-                rows = index_pair(pair, tile_size)
+                rows = index_pair(pair, tile_size, options)
                 parts.append(
                     conform(rows.append_column("status", [[OK] * len(rows)]), schema, "index", optional=_QUALITY)
                 )
@@ -84,19 +101,24 @@ def index_archive(catalogue: pa.Table, tile_size: int) -> tuple[pa.Table, pa.Tab
     return rows, table.filter(failed)
 
 
-def shard_archive(catalogue: str, output: str, tile_size: int, references: str | None = None) -> ShardSummary:
+def shard_archive(
+    catalogue: str,
+    output: str,
+    tile_size: int,
+    references: str | None = None,
+    options: ReadOptions = DEFAULTS,
+) -> ShardSummary:
     """Shard the archive of a catalogue; pairs that cannot be opened become failed rows.
 
     Raises `CatalogueError`, `ReferencesError` or `ConfigError` before Ray is started.
     """
-    if tile_size < 1:
-        raise ConfigError(f"tile_size is {tile_size}: 1 pixel or more.")
+    require_tiling(tile_size, options.overlap)
     pairs = read_catalogue(catalogue)
     known = read_references(references) if references else None
     _require_known_pairs(pairs, known, references or "")
     with session.cluster():
-        index, failed = index_archive(pairs, tile_size)
-        return write_shards(index, output, tile_size, known, failed)
+        index, failed = index_archive(pairs, tile_size, options)
+        return write_shards(index, output, tile_size, known, failed, options)
 
 
 def _require_known_pairs(pairs: pa.Table, references: pa.Table | None, where: str) -> None:
@@ -121,13 +143,40 @@ def shard_levir_cc(folder: str, output: str) -> ShardSummary:
         return write_shards(index, output, sizes[0], references)
 
 
-def tile_blocks(index: pa.Table) -> ray.data.Dataset:
-    """The index as a dataset, cut so that each block covers few scenes; column `block` numbers them."""
+def tile_blocks(index: pa.Table, options: ReadOptions = DEFAULTS) -> ray.data.Dataset:
+    """The index as a dataset for `read_tiles`, cut so that each block covers few scenes; column `block` numbers them.
+
+    With scaling by percentiles it has the columns `RANGES`, measured in parallel, once for each pair.
+    """
+    if options.scaling == "percentiles":
+        index = _with_ranges(index, options)
     blocks = []
     for number, start in enumerate(range(0, len(index), TILES_PER_BLOCK)):
         block = index.slice(start, TILES_PER_BLOCK).combine_chunks()
         blocks.append(block.append_column("block", pa.array([number] * len(block), pa.int32())))
     return ray.data.from_arrow(blocks)
+
+
+def _with_ranges(index: pa.Table, options: ReadOptions) -> pa.Table:
+    """`index`, whose rows of a pair lie together, with the columns `RANGES`."""
+    schema = pa.schema([("pair_id", pa.string()), *((name, pa.list_(pa.float64())) for name in RANGES)])
+    ids = index.column("pair_id").combine_chunks()
+    pairs = index.select(CATALOGUE.names).take(pc.index_in(pc.unique(ids), ids))
+
+    def measure(some: pa.Table) -> pa.Table:
+        rows = [{"pair_id": pair["pair_id"], **range_columns(pair, options)} for pair in some.to_pylist()]
+        return pa.Table.from_pylist(rows, schema=schema)
+
+    found = (
+        ray.data.from_arrow(pairs)
+        .repartition(min(len(pairs), MEASURING_TASKS))
+        .map_batches(measure, batch_format="pyarrow", batch_size=None)
+    )
+    measured = pa.concat_tables(ray.get(found.to_arrow_refs())).cast(schema)
+    measured = measured.take(pc.index_in(ids, measured.column("pair_id").combine_chunks()))
+    for name in RANGES:
+        index = index.append_column(name, measured.column(name))
+    return index
 
 
 def write_shards(
@@ -136,13 +185,14 @@ def write_shards(
     tile_size: int,
     references: pa.Table | None = None,
     failed: pa.Table | None = None,
+    options: ReadOptions = DEFAULTS,
 ) -> ShardSummary:
     """Read every tile of `index` and write shards to `output`, one file per block, named by its number.
 
     The index is written first and the manifest last: an output without manifest is one that was
     interrupted, and is done again from the start. Raises `StorageError` where `output` holds something else.
     """
-    settings = {"tile_size": tile_size, "references": fingerprint(references)}
+    settings = {"tile_size": tile_size, "references": fingerprint(references), **options.changed()}
     if _already_done(index, output, settings):
         log.info("%s already holds these shards; nothing to do", output)
         return summarise(output)
@@ -150,7 +200,7 @@ def write_shards(
     texts = ray.put(references)
 
     def shard(block: pa.Table) -> pa.Table:
-        table = shard_table(read_tiles(block.select(INDEX.names), tile_size))
+        table = shard_table(read_tiles(block.drop_columns(["block"]), tile_size, options))
         if (known := ray.get(texts)) is not None:
             table = join_references(table, known)
         storage.write_parquet(table, storage.join(output, f"part-{block['block'][0].as_py():06d}.parquet"))
@@ -158,7 +208,7 @@ def write_shards(
 
     if len(index):
         done = 0
-        written = tile_blocks(index).map_batches(shard, batch_format="pyarrow", batch_size=None)
+        written = tile_blocks(index, options).map_batches(shard, batch_format="pyarrow", batch_size=None)
         for batch in written.iter_batches(batch_size=None, batch_format="pyarrow"):
             done += len(batch)
             log.info("tiles: %d of %d", done, len(index))

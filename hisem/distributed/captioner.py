@@ -22,6 +22,8 @@ import torch
 
 from hisem import tracking
 from hisem.archive.catalogue import read_catalogue
+from hisem.archive.grid import require_tiling
+from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.tiles import Tile, read_tiles
 from hisem.captions import table as captions
 from hisem.distributed import session
@@ -66,11 +68,14 @@ class CaptionOptions:
     """Arithmetic: `bf16` is autocast, for a GPU."""
     compile: bool = False
     """Compile the model in each captioner: faster after a first batch that takes minutes."""
+    reading: ReadOptions = DEFAULTS
+    """How scenes are cut and read."""
 
     def __post_init__(self) -> None:
         for name in ("tile_size", "batch_size", "captioners", "beam"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: 1 or more.")
+        require_tiling(self.tile_size, self.reading.overlap)
 
 
 @dataclass(frozen=True)
@@ -117,9 +122,11 @@ def caption_archive(catalogue: pa.Table, options: CaptionOptions) -> CaptionSumm
     """Caption every tile of the catalogue that this model has no row for, and publish the rows.
 
     Rows that an interrupted run staged are published first. A tile or pair that cannot be read becomes
-    a failed row with the reason. Raises `SchemaError` for an output of another schema, before Ray is started.
+    a failed row with the reason. Raises `SchemaError` for an output of another schema, and `StorageError` for
+    one whose tiles were read otherwise, before Ray is started.
     """
     captions.captioned_tiles(options.output, "")
+    captions.require_settings(options.output, options.reading.pixel_settings())
     with session.cluster():
         return _caption(catalogue, options)
 
@@ -129,7 +136,7 @@ def _caption(catalogue: pa.Table, options: CaptionOptions) -> CaptionSummary:
     digest = bundle_digest(options.model)
     if left := captions.publish(options.output):
         log.info("published %d row(s) that an interrupted run had finished", left)
-    index, failed = index_archive(catalogue, options.tile_size)
+    index, failed = index_archive(catalogue, options.tile_size, options.reading)
     done = captions.captioned_tiles(options.output, digest)
     known = pa.array(sorted(done), pa.string())
     todo = index.filter(pc.invert(pc.is_in(index.column("tile_id"), known)))
@@ -180,11 +187,15 @@ def _captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterato
         f"captioning with {options.captioners} captioner(s)",
         "Give fewer --captioners or a larger cluster.",
     )
-    size = options.tile_size
+    size, reading = options.tile_size, options.reading
     shipped = ship(options.model)
     dataset = (
-        tile_blocks(index)
-        .map_batches(lambda block: read_pixels(block, size), batch_format="pyarrow", batch_size=None)
+        tile_blocks(index, reading)
+        .map_batches(
+            lambda block: read_pixels(block.drop_columns(["block"]), size, reading),
+            batch_format="pyarrow",
+            batch_size=None,
+        )
         .map_batches(
             Captioner,
             fn_constructor_args=(shipped, options, digest),
@@ -198,9 +209,9 @@ def _captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterato
     yield from dataset.iter_batches(batch_size=STAGE_ROWS, batch_format="pyarrow")
 
 
-def read_pixels(block: pa.Table, tile_size: int) -> pa.Table:
+def read_pixels(block: pa.Table, tile_size: int, options: ReadOptions = DEFAULTS) -> pa.Table:
     """The rows of an index block with status and pixels (schema READ); failures are rows."""
-    return pa.Table.from_pylist([_row(tile) for tile in read_tiles(block.select(INDEX.names), tile_size)], schema=READ)
+    return pa.Table.from_pylist([_row(tile) for tile in read_tiles(block, tile_size, options)], schema=READ)
 
 
 def _row(tile: Tile) -> dict[str, object]:

@@ -39,9 +39,37 @@ def test_the_last_row_and_column_shift_inwards() -> None:
     assert tile_id("site-1", Window(36, 0, 64, 64), 64) == "site-1/36-0-64"
 
 
-def test_a_tile_size_below_one_is_refused() -> None:
-    with pytest.raises(ConfigError, match="tile_size is 0"):
-        windows(10, 10, 0)
+@pytest.mark.parametrize("overlap", [1, 5, 15])
+@pytest.mark.parametrize("height", [6, 16, 17, 47, 64, 99])
+def test_overlapping_windows_share_pixels_and_cover_all(height: int, overlap: int) -> None:
+    found = windows(height, 50, 16, overlap)
+    seen = np.zeros((height, 50), int)
+    for window in found:
+        seen[window.slices(Window(0, 0, height, 50))] += 1
+    assert seen.min() >= 1
+    for axis, length in (("row_off", height), ("col_off", 50)):
+        starts = sorted({getattr(window, axis) for window in found})
+        steps = np.diff(starts).tolist()
+        assert set(steps[:-1]) <= {16 - overlap}
+        assert all(1 <= step <= 16 - overlap for step in steps[-1:])
+        assert starts[-1] + min(16, length) == length
+    assert len(set(found)) == len(found)
+
+
+def test_ids_tell_windows_apart_whatever_the_overlap() -> None:
+    known: dict[str, Window] = {}
+    for overlap in range(16):
+        for window in windows(70, 55, 16, overlap):
+            assert known.setdefault(tile_id("p", window, 16), window) == window
+
+
+@pytest.mark.parametrize(
+    ("tile_size", "overlap", "named"),
+    [(0, 0, "tile_size is 0"), (16, 16, "overlap is 16; it lies between 0 and 15"), (16, -1, "overlap is -1")],
+)
+def test_a_tiling_that_leads_nowhere_is_refused(tile_size: int, overlap: int, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        windows(10, 10, tile_size, overlap)
 
 
 @pytest.mark.parametrize("window", windows(1000, 700, 256))

@@ -100,8 +100,12 @@ def test_broken_rasters_are_named_with_cause_and_remedy(write_raster: Write, noi
         str(vrt): "cannot be opened",
         rotated: "must be warped first",
         str(tmp_path / "gcps.tif"): "control points",
-        write_raster("gray.tif", noise(bands=1)): r"found 1 band\(s\) of uint8; at least 3 bands of uint8",
-        write_raster("deep.tif", noise().astype(np.uint16)): r"found 3 band\(s\) of uint16",
+        write_raster(
+            "gray.tif", noise(bands=1)
+        ): r"band '2' is not there.* found 1 band\(s\): 1 \(gray\)\. Choose with --bands",
+        write_raster(
+            "deep.tif", noise().astype(np.uint16)
+        ): r"pixels of uint16.*--scaling percentiles, --scaling dtype, or --scaling range",
         write_raster("far.tif", noise(), transform=from_origin(400_000, 4_000_000, 10, 10)): "does not overlap",
         write_raster("nowhere.tif", noise(), crs=None): "both dates need a CRS",
         write_raster("pixels.tif", noise(), crs=None, transform=None): "both dates need a CRS",

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pytest
 from affine import Affine
 
-from hisem.archive import png, reader
+from hisem.archive import bands, png
 from hisem.archive.index import index_pair
+from hisem.archive.options import ReadOptions
 from hisem.archive.raster import open_raster
 from hisem.archive.tiles import failed_pair_row, read_tiles, shard_table
-from hisem.errors import ConfigError, RasterError
+from hisem.errors import RasterError
 from hisem.schemas import FAILED, INDEX, OK, QUALITY_FIELDS, SHARD, SKIPPED, conform
 
 Write = Callable[..., str]
@@ -55,7 +56,7 @@ def test_each_raster_is_opened_once_however_rows_are_mixed(
     first, second = (write_raster(f"{number}.tif", noise(seed=number)) for number in range(2))
     table = pa.concat_tables([index_pair(pair("a", first, first), 32), index_pair(pair("b", second, second), 32)])
     mixed = table.take([17, 0, 9, 3, 1])
-    monkeypatch.setattr(reader, "open_raster", counting)
+    monkeypatch.setattr(bands, "open_raster", counting)
     tiles = list(read_tiles(mixed, 32))
     assert [tile.row["tile_id"][0] for tile in tiles] == ["b", "b", "a", "a", "a"]
     assert opened == [second, second, first, first]
@@ -118,10 +119,25 @@ def test_tiles_with_too_few_valid_pixels_are_skipped(write_raster: Write, noise:
     assert (void.status, void.before_valid, void.after_valid, void.after) == (SKIPPED, 1, 0, None)
     assert "100.0% of the pixels before and 0.0% after, less than the 50.0% required" in str(void.error)
     assert (rest.status, rest.after_valid) == (OK, 0.75)
-    assert [tile.status for tile in read_tiles(table, 64, min_valid=0.8)] == [SKIPPED, SKIPPED]
-    assert [tile.status for tile in read_tiles(table, 64, min_valid=0.0)] == [OK, OK]
-    with pytest.raises(ConfigError, match=r"min_valid is 1\.5"):
-        next(read_tiles(table, 64, min_valid=1.5))
+    assert [tile.status for tile in read_tiles(table, 64, ReadOptions(min_valid=0.8))] == [SKIPPED, SKIPPED]
+    assert [tile.status for tile in read_tiles(table, 64, ReadOptions(min_valid=0.0))] == [OK, OK]
+
+
+def test_overlapping_tiles_and_padded_ones_say_what_they_hold(write_raster: Write, noise: Noise) -> None:
+    scene = noise(height=40, width=100)
+    path = write_raster("scene.tif", scene)
+    options = ReadOptions(overlap=16)
+    tiles = list(read_tiles(index_pair(pair("p", path, path), 64, options), 64, options))
+    assert [tile.row["tile_id"] for tile in tiles] == ["p/0-0-64", "p/0-36-64"]
+    for tile in tiles:
+        assert (tile.row["height"], tile.row["width"]) == (40, 64), "a padded tile is smaller in its row"
+        assert (tile.status, tile.before_valid) == (OK, 40 / 64)
+        assert tile.before is not None
+        assert np.array_equal(tile.before[:40], scene[:, :, tile.row["col_off"] :][:, :, :64].transpose(1, 2, 0))
+        assert not tile.before[40:].any()
+    assert {
+        tile.status for tile in read_tiles(index_pair(pair("p", path, path), 64), 64, ReadOptions(min_valid=0.7))
+    } == {SKIPPED}
 
 
 def test_a_raster_replaced_since_indexing_fails(write_raster: Write, noise: Noise) -> None:

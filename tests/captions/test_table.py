@@ -300,3 +300,24 @@ def test_many_dates_are_published_quickly(tmp_path: Path) -> None:
     dates = {time.date().isoformat() for time in times}
     assert {path.name for path in (tmp_path / "captions").iterdir()} == {f"acquired={date}" for date in dates}
     assert captions.captioned_tiles(str(tmp_path), OLD) == set(table.column("tile_id").to_pylist())
+
+
+def test_a_table_holds_tiles_that_were_read_one_way(tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    captions.require_settings(output, {})
+    captions.require_settings(output, {"bands": ["4", "3", "2"]})
+    captions.require_settings(output, {})  # nothing is in it yet
+    captions.stage(rows(row("a/0-0-64")), output, "run")
+    with pytest.raises(StorageError, match=r"were read with the defaults, not \{'nodata': 0\.0\}"):
+        captions.require_settings(output, {"nodata": 0.0})
+    captions.publish(output)
+    captions.require_settings(output, {})
+    with pytest.raises(StorageError, match="Choose another --output"):
+        captions.require_settings(output, {"nodata": 0.0})
+    other = str(tmp_path / "other")
+    captions.require_settings(other, {"nodata": 0.0})
+    captions.stage(rows(row("a/0-0-64")), other, "run")
+    captions.publish(other)
+    captions.require_settings(other, {"nodata": 0.0})
+    with pytest.raises(StorageError, match=r"read with \{'nodata': 0\.0\}, not the defaults"):
+        captions.require_settings(other, {})

@@ -17,6 +17,7 @@ import torch
 from hisem import storage
 from hisem.archive.catalogue import read_catalogue, write_catalogue
 from hisem.archive.index import index_pair
+from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.tiles import read_tiles
 from hisem.captions.table import captioned_tiles, read_captions
 from hisem.distributed.archive import shard_archive
@@ -24,7 +25,7 @@ from hisem.distributed.captioner import Captioner, CaptionOptions, caption_archi
 from hisem.distributed.evaluator import draw_samples, evaluate
 from hisem.distributed.session import cluster
 from hisem.distributed.shipping import ship
-from hisem.errors import BundleError, RasterError, SchemaError
+from hisem.errors import BundleError, ConfigError, RasterError, SchemaError, StorageError
 from hisem.model.bundle import digest
 from hisem.model.hisem import HiSem
 from hisem.schemas import CAPTION
@@ -39,8 +40,8 @@ def catalogue(archive):
     return read_catalogue(storage.join(archive, "with_gone.parquet"))
 
 
-def options(bundle: Path, output: Path, tile_size: int = TILE) -> CaptionOptions:
-    return CaptionOptions(str(output), bundle, "tiny", "1", tile_size, batch_size=8)
+def options(bundle: Path, output: Path, reading: ReadOptions = DEFAULTS) -> CaptionOptions:
+    return CaptionOptions(str(output), bundle, "tiny", "1", TILE, batch_size=8, reading=reading)
 
 
 def test_rows_equal_the_model_in_a_plain_loop(catalogue, bundle, ray_cluster, tmp_path):
@@ -96,6 +97,24 @@ def test_a_second_run_adds_nothing(catalogue, bundle, ray_cluster, tmp_path):
     assert again.already == again.tiles == 97
     assert sum(again.statuses.values()) == 0
     assert {path: storage.read_bytes(path) for path in storage.list_files(tmp_path / "captions")} == files
+
+
+def test_captions_are_of_pixels_as_the_options_read_them(catalogue, bundle, ray_cluster, tmp_path):
+    reading = ReadOptions(bands=("3", "2", "1"), scaling="percentiles")
+    some = catalogue.slice(0, 2)
+    caption_archive(some, options(bundle, tmp_path, reading))
+    model = HiSem.from_pretrained(bundle)
+    found = {row["tile_id"]: row for row in read_captions(str(tmp_path)).to_pylist()}
+    for pair in some.to_pylist():
+        for tile in read_tiles(index_pair(pair, TILE, reading), TILE, reading):
+            if tile.before is not None and tile.after is not None:
+                caption = model.caption(image_tensor(tile.before[None]), image_tensor(tile.after[None]))[0]
+                probability = found[tile.row["tile_id"]]["change_probability"]
+                assert probability == pytest.approx(caption.change_probability, abs=1e-5)
+    with pytest.raises(StorageError, match=r"its tiles were read with .*percentiles"):
+        caption_archive(some, options(bundle, tmp_path))
+    with pytest.raises(ConfigError, match="overlap is 32"):
+        options(bundle, tmp_path, ReadOptions(overlap=TILE))
 
 
 def test_only_new_pairs_are_captioned(catalogue, bundle, ray_cluster, tmp_path):

@@ -1,5 +1,7 @@
 """Archive to shards on Ray, against a plain loop over the archive room."""
 
+import json
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -8,6 +10,7 @@ from hisem import storage
 from hisem.archive import png
 from hisem.archive.catalogue import read_catalogue
 from hisem.archive.index import index_pair
+from hisem.archive.options import ReadOptions
 from hisem.archive.tiles import read_tiles
 from hisem.distributed.archive import MANIFEST, index_archive, read_shard_columns, shard_archive, shard_levir_cc
 from hisem.errors import StorageError
@@ -38,6 +41,29 @@ def test_shards_equal_a_plain_loop(archive, shards):
         assert row["changed"] == told["changed"]
 
 
+def test_reading_options_reach_the_pixels_and_are_remembered(archive, tmp_path, ray_cluster):
+    options = ReadOptions(overlap=8, min_valid=0.9, bands=("3", "2", "1"), scaling="percentiles")
+    catalogue, out = storage.join(archive, "with_gone.parquet"), str(tmp_path / "out")
+    summary = shard_archive(catalogue, out, TILE, options=options)
+    expected = {
+        tile.row["tile_id"]: tile
+        for pair in read_catalogue(catalogue).to_pylist()
+        if pair["pair_id"] != "gone"
+        for tile in read_tiles(index_pair(pair, TILE, options), TILE, options)
+    }
+    rows = read_shard_columns(out, SHARD.names).to_pylist()
+    assert summary.statuses["skipped"] > 0
+    assert sorted(row["tile_id"] for row in rows) == sorted([*expected, "gone/pair"])
+    for row in rows:
+        tile = expected.get(row["tile_id"])
+        assert row["status"] == (tile.status if tile else "failed")
+        if tile and tile.before is not None and tile.after is not None:
+            assert np.array_equal(png.decode(row["before_image"]), tile.before)
+            assert np.array_equal(png.decode(row["after_image"]), tile.after)
+    with pytest.raises(StorageError, match=r"was made with .*percentiles"):
+        shard_archive(catalogue, out, TILE, options=ReadOptions(overlap=8, min_valid=0.9))
+
+
 def test_shard_folder_holds_shards_only_and_an_index(shards):
     for path in storage.list_files(shards):
         assert pq.read_schema(path).names == SHARD.names
@@ -52,6 +78,10 @@ def test_a_pair_that_cannot_be_opened_is_one_failed_row(archive, ray_cluster, tm
     assert [row["tile_id"] for row in failed] == ["gone/pair"]
     assert "nowhere.tif" in failed[0]["error"]
     assert len(rows) == 6 * 16 + 1
+
+
+def test_the_manifest_of_default_options_is_what_it_was(shards):
+    assert set(json.loads(storage.read_bytes(storage.join(shards, MANIFEST)))) == {"tile_size", "references"}
 
 
 def test_again_changes_nothing(archive, shards):

@@ -1,0 +1,92 @@
+"""How an archive is read, as a person says it: the flags that tiling and captioning share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hisem.config import to_dict
+from hisem.errors import ConfigError
+
+PERCENTILES = (2.0, 98.0)
+WINDOW_OPTIONS = ("overlap", "min_valid", "resolution")
+"""Options that decide which tiles there are; the resolution is part of their ids."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How scenes are cut into tiles, and how their pixels become 8-bit red, green and blue.
+
+    The defaults take 8-bit rasters as they are.
+    """
+
+    overlap: int = 0
+    """Pixels that neighbouring tiles share, from 0 to the tile size - 1."""
+    min_valid: float = 0.5
+    """Share of a tile, from 0 to 1, that must be valid on both dates; tiles with less are skipped."""
+    resolution: float | None = None
+    """Metres per pixel, whatever unit the CRS counts in (default: the before scene's own pixels)."""
+    resampling: Literal["nearest", "bilinear", "cubic", "cubic_spline", "lanczos", "average"] = "bilinear"
+    """How a raster of other pixels than the tiles' is resampled. Where pixels become coarser all but nearest
+    weigh every source pixel; average is the plain mean."""
+    bands: tuple[str, ...] = ("1", "2", "3")
+    """Bands taken as red, green and blue: numbers from 1, or names (descriptions or colours, such as red green
+    blue). A single one is taken for all three."""
+    after_bands: tuple[str, ...] | None = None
+    """The same of the after scenes (default: as --bands)."""
+    scaling: Literal["none", "dtype", "range", "percentiles"] = "none"
+    """How values become 8 bit: not at all (8-bit rasters only), from the full range of the integer type, from
+    --scale-range, or from --percentiles of each scene's valid pixels, band by band."""
+    scale_range: tuple[float, float] | None = None
+    """Values that become 0 and 255 with --scaling range."""
+    percentiles: tuple[float, float] = PERCENTILES
+    """Percentiles, from 0 to 100, that become 0 and 255 with --scaling percentiles."""
+    nodata: float | None = None
+    """Value of invalid pixels, instead of what rasters declare themselves (nodata value, mask band or alpha).
+    NaN and infinity are always invalid."""
+
+    def __post_init__(self) -> None:
+        if self.overlap < 0:
+            raise ConfigError(f"overlap is {self.overlap}: 0 pixels or more.")
+        if not 0 <= self.min_valid <= 1:
+            raise ConfigError(f"min_valid is {self.min_valid}; a fraction from 0 to 1 is needed.")
+        if self.resolution is not None and not 0 < self.resolution < math.inf:
+            raise ConfigError(f"resolution is {self.resolution}: more than 0 metres per pixel.")
+        if self.nodata is not None and not math.isfinite(self.nodata):
+            raise ConfigError(f"nodata is {self.nodata}, which is invalid in any case: leave it out, or give a number.")
+        for name, bands in (("bands", self.bands), ("after_bands", self.after_bands)):
+            if bands is not None and (len(bands) not in (1, 3) or any(band in ("", "0") for band in bands)):
+                raise ConfigError(
+                    f"{name} is {' '.join(bands) or 'empty'}: three bands, or one for all three colours; "
+                    "numbers count from 1."
+                )
+        self._check_scaling()
+
+    def _check_scaling(self) -> None:
+        if (self.scaling == "range") != (self.scale_range is not None):
+            raise ConfigError(
+                f"scaling is {self.scaling} and scale_range is {self.scale_range}: give both "
+                "--scaling range and --scale-range LO HI, or neither."
+            )
+        if self.scale_range is not None:
+            low, high = self.scale_range
+            if not -math.inf < low < high < math.inf:
+                raise ConfigError(f"scale_range is {low} {high}: two numbers, the lower first.")
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise ConfigError(f"percentiles is {low} {high}: two numbers from 0 to 100, the lower first.")
+        if self.scaling != "percentiles" and (low, high) != PERCENTILES:
+            raise ConfigError(f"percentiles is {low} {high}, but scaling is {self.scaling}: add --scaling percentiles.")
+
+    def changed(self) -> dict[str, Any]:
+        """The options that differ from the defaults, as plain data: what an output must remember."""
+        defaults = to_dict(DEFAULTS)
+        return {name: value for name, value in to_dict(self).items() if value != defaults[name]}
+
+    def pixel_settings(self) -> dict[str, Any]:
+        """Those of `changed` by which a tile of the same id has other pixels."""
+        return {name: value for name, value in self.changed().items() if name not in WINDOW_OPTIONS}
+
+
+DEFAULTS = ReadOptions()
