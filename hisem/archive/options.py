@@ -10,8 +10,8 @@ from hisem.config import to_dict
 from hisem.errors import ConfigError
 
 PERCENTILES = (2.0, 98.0)
-WINDOW_OPTIONS = ("overlap", "min_valid", "resolution")
-"""Options that decide which tiles there are; the resolution is part of their ids."""
+WINDOW_OPTIONS = ("overlap", "min_valid", "resolution", "max_shift", "skip_shifted")
+"""Options that decide which tiles there are and which are skipped; the resolution is part of their ids."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,17 @@ class ReadOptions:
     """Value of invalid pixels, instead of what rasters declare themselves (nodata value, mask band or alpha).
     NaN and infinity are always invalid."""
 
+    max_shift: float | None = None
+    """Pixels by which the two dates may be displaced against each other; tiles that surely exceed it are flagged:
+    they are ok, and error says by how much (default: none is flagged)."""
+    skip_shifted: bool = False
+    """Skip the tiles that --max-shift flags."""
+
     def __post_init__(self) -> None:
+        if self.max_shift is not None and not 0 < self.max_shift < math.inf:
+            raise ConfigError(f"max_shift is {self.max_shift}: more than 0 pixels.")
+        if self.skip_shifted and self.max_shift is None:
+            raise ConfigError("skip_shifted is set without max_shift: give --max-shift PIXELS as well.")
         if self.overlap < 0:
             raise ConfigError(f"overlap is {self.overlap}: 0 pixels or more.")
         if not 0 <= self.min_valid <= 1:

@@ -32,15 +32,25 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class TilePixels:
-    """Both dates of one window, H W 3 each, and which share of their pixels is valid, in [0, 1].
+    """Both dates of one window, H W 3 each, and which of their pixels are valid, H W each.
 
     Invalid pixels are 0. What pads a window up to the tile size is invalid.
     """
 
     before: Image
     after: Image
-    before_valid: float
-    after_valid: float
+    before_mask: Mask
+    after_mask: Mask
+
+    @property
+    def before_valid(self) -> float:
+        """Share of the tile that is valid before, in [0, 1]."""
+        return float(self.before_mask.mean())
+
+    @property
+    def after_valid(self) -> float:
+        """Share of the tile that is valid after, in [0, 1]."""
+        return float(self.after_mask.mean())
 
 
 @dataclass(frozen=True)
@@ -159,12 +169,12 @@ class PairReader:
             self.__exit__()
             self.__enter__()
         self._damaged = True
-        (before, before_valid), (after, after_valid) = (
+        (before, before_mask), (after, after_mask) = (
             self._padded(*self._compose(scene, ranges, window))
             for scene, ranges in zip(self._scenes, self.measure() or (None, None), strict=True)
         )
         self._damaged = False
-        return TilePixels(before, after, before_valid, after_valid)
+        return TilePixels(before, after, before_mask, after_mask)
 
     def _compose(self, scene: Scene, ranges: Ranges | None, window: Window) -> tuple[Image, Mask]:
         """One date of `window`, H W 3, and where it is valid, H W; later rasters fill the gaps of earlier ones."""
@@ -188,13 +198,10 @@ class PairReader:
                 valid[rows, cols] &= mask.read_band(overlap) == 0
         return np.ascontiguousarray((pixels * valid).transpose(1, 2, 0)), valid
 
-    def _padded(self, pixels: Image, valid: Mask) -> tuple[Image, float]:
-        """`pixels` H W 3 at the full tile size, and the share of the full tile that is valid."""
-        size = self._tile_size
-        missing = size - pixels.shape[0], size - pixels.shape[1]
-        if any(missing):
-            pixels = np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)))
-        return pixels, float(np.count_nonzero(valid) / size**2)
+    def _padded(self, pixels: Image, valid: Mask) -> tuple[Image, Mask]:
+        """`pixels` and where they are valid at the full tile size."""
+        missing = [(0, self._tile_size - side) for side in valid.shape]
+        return np.pad(pixels, (*missing, (0, 0))), np.pad(valid, missing)
 
 
 def pair_reader(pair: Mapping[str, Any], tile_size: int, options: ReadOptions = DEFAULTS) -> PairReader:

@@ -217,10 +217,7 @@ def read_pixels(block: pa.Table, tile_size: int, options: ReadOptions = DEFAULTS
 def _row(tile: Tile) -> dict[str, object]:
     return {
         **tile.row,
-        "status": tile.status,
-        "error": tile.error,
-        "before_valid": tile.before_valid,
-        "after_valid": tile.after_valid,
+        **tile.quality(),
         "before_pixels": None if tile.before is None else tile.before.tobytes(),
         "after_pixels": None if tile.after is None else tile.after.tobytes(),
     }

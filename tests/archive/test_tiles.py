@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 from affine import Affine
 
-from hisem.archive import bands, png
+from hisem.archive import bands, png, tiles
+from hisem.archive.coregistration import RELIABLE, Shift
 from hisem.archive.index import index_pair
 from hisem.archive.options import ReadOptions
 from hisem.archive.raster import open_raster
@@ -107,6 +108,56 @@ def test_a_truncated_file_fails_where_it_is_cut(
     assert set(statuses[:3]) == {OK}
     assert set(statuses[15:]) == {FAILED}
     assert all("cut.tif: rows" in str(tile.error) for tile in tiles if tile.status == FAILED)
+
+
+@pytest.fixture
+def displaced(write_raster: Write, noise: Noise) -> pa.Table:
+    """The index of two tiles of 64 pixels: content moved 3 right and 2 down, and content that stays."""
+    before = noise(height=64, width=128)
+    after = before.copy()
+    after[:, 2:, 3:64] = before[:, :-2, :61]
+    return index_pair(pair("p", write_raster("before.tif", before), write_raster("after.tif", after)), 64)
+
+
+def test_every_tile_tells_its_shift(displaced: pa.Table) -> None:
+    moved, still = read_tiles(displaced, 64)
+    assert (moved.status, moved.error, still.status, still.error) == (OK, None, OK, None)
+    assert (moved.shift.x, moved.shift.y) == pytest.approx((3, 2), abs=0.1)
+    assert (still.shift.x, still.shift.y) == (0, 0)
+    assert min(moved.shift.confidence, still.shift.confidence) > 0.9
+    table = shard_table([moved, still])
+    found = table.select(["shift_x", "shift_y", "shift_confidence"]).to_pylist()
+    for row, tile in zip(found, (moved, still), strict=True):
+        assert list(row.values()) == pytest.approx([tile.shift.x, tile.shift.y, tile.shift.confidence])
+
+
+def test_displaced_tiles_are_flagged(displaced: pa.Table) -> None:
+    moved, still = read_tiles(displaced, 64, ReadOptions(max_shift=3.5))
+    assert (moved.status, still.status, still.error) == (OK, OK, None)
+    assert moved.before is not None
+    assert "displaced by 3.6" in str(moved.error)
+    assert "more than the 3.5 allowed" in str(moved.error)
+    assert [tile.error for tile in read_tiles(displaced, 64, ReadOptions(max_shift=3.7))] == [None, None]
+
+
+def test_displaced_tiles_are_skipped_where_asked(displaced: pa.Table) -> None:
+    moved, still = read_tiles(displaced, 64, ReadOptions(max_shift=2.0, skip_shifted=True))
+    assert (moved.status, moved.before, still.status) == (SKIPPED, None, OK)
+    assert "displaced by 3.6" in str(moved.error)
+    assert moved.shift.x == pytest.approx(3, abs=0.1)
+
+
+def test_a_doubtful_shift_flags_nothing(displaced: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "estimate_shift", lambda *_: Shift(9.0, 0.0, RELIABLE - 0.01))
+    assert [tile.error for tile in read_tiles(displaced, 64, ReadOptions(max_shift=1.0))] == [None, None]
+
+
+def test_no_shift_is_null(write_raster: Write) -> None:
+    flat = write_raster("flat.tif", np.full((3, 64, 64), 90, np.uint8))
+    (tile,) = read_tiles(index_pair(pair("p", flat, flat), 64), 64, ReadOptions(max_shift=1.0))
+    assert (tile.status, tile.error) == (OK, None)
+    (row,) = shard_table([tile]).select(["shift_x", "shift_y", "shift_confidence"]).to_pylist()
+    assert row == {"shift_x": None, "shift_y": None, "shift_confidence": None}
 
 
 def test_tiles_with_too_few_valid_pixels_are_skipped(write_raster: Write, noise: Noise) -> None:
