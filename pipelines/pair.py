@@ -27,8 +27,8 @@ class Options(cli.Common):
     output: str
     """Catalogue to write (.parquet or .csv)."""
     assets: tuple[str, ...] = ()
-    """Names of the assets with the pixels, pieces of one mosaic (not bands). Default: the asset named visual, else
-    the only one with role visual, else the only one with role data, else the only asset."""
+    """Names of the assets with the pixels, or patterns ('tile_*'): pieces of one mosaic, not bands. Default: the asset
+    named visual, else the only one with role visual, else the only one with role data, else the only asset."""
     mask_asset: str | None = None
     """Name of the asset whose non-zero pixels are clouds or otherwise invalid."""
     min_overlap: float = PairingConfig.min_overlap

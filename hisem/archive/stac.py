@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pystac
@@ -41,8 +42,9 @@ class AssetChoice:
     """Which of an item's assets are read."""
 
     pixels: tuple[str, ...] = ()
-    """Names of assets, pieces of one mosaic. None given: the asset named `visual`, else the only one with role
-    `visual`, else the only one with role `data`, else the only asset."""
+    """Names of assets, pieces of one mosaic, or patterns such as `tile_*` for as many as there are. None given: the
+    asset named `visual`, else the only one with role `visual`, else the only one with role `data`, else the only
+    asset."""
     mask: str | None = None
     """Name of the asset whose non-zero pixels are invalid."""
 
@@ -184,7 +186,7 @@ def _acquisition(document: Any, where: str, href: str | None, assets: AssetChoic
             collection=collection,
             time=time,
             footprint=footprint,
-            rasters=tuple(_href(item, name) for name in assets.pixels or [_default_asset(item.assets, assets.mask)]),
+            rasters=tuple(_href(item, name) for name in _pixel_assets(item.assets, assets)),
             masks=(_href(item, assets.mask),) if assets.mask else (),
             cloud_cover=cloud_cover,
             where=where,
@@ -199,6 +201,22 @@ def _geometry(geometry: Any) -> shapely.Geometry | None:
         return None if geometry is None else shapely.from_geojson(json.dumps(geometry))
     except shapely.errors.ShapelyError as error:
         raise Unusable(Reason.NO_GEOMETRY, f"its geometry cannot be read: {error}") from error
+
+
+def _pixel_assets(assets: Mapping[str, pystac.Asset], choice: AssetChoice) -> list[str]:
+    """Names of the assets that `choice` means, in its order; what a pattern matches in the item's order.
+
+    Raises `Unusable` where a name or pattern matches none.
+    """
+    if not choice.pixels:
+        return [_default_asset(assets, choice.mask)]
+    found: dict[str, None] = {}  # each once, in order
+    for wanted in choice.pixels:
+        names = [name for name in assets if name == wanted or (fnmatchcase(name, wanted) and name != choice.mask)]
+        if not names:
+            raise Unusable(Reason.NO_ASSET, f"no asset {wanted}; {_told(assets)}")
+        found |= dict.fromkeys(names)
+    return list(found)
 
 
 def _default_asset(assets: Mapping[str, pystac.Asset], mask: str | None) -> str:

@@ -133,6 +133,9 @@ def test_times(tmp_path: Path, properties: dict[str, Any], expected: datetime) -
         ({"d": asset("d", "data"), "m": asset("m", "data")}, AssetChoice(mask="m"), ["d"]),
         ({"image": {"href": "i"}}, AssetChoice(), ["i"]),
         ({"b": asset("b"), "a": asset("a"), "visual": asset("v")}, AssetChoice(("b", "a")), ["b", "a"]),
+        ({"t_2": asset("2"), "x": asset("x"), "t_1": asset("1")}, AssetChoice(("t_*",)), ["2", "1"]),
+        ({"t_1": asset("1"), "t_2": asset("2"), "t_m": asset("m")}, AssetChoice(("t_2", "t_*"), "t_m"), ["2", "1"]),
+        ({"a[1]": asset("1"), "a1": asset("2")}, AssetChoice(("a[1]",)), ["1", "2"]),
     ],
 )
 def test_assets_with_the_pixels(
@@ -165,6 +168,7 @@ TWO_BANDS = {"B02": asset("2", "data"), "B03": asset("3", "data")}
         (item(assets=TWO_BANDS), AssetChoice(), Reason.NO_ASSET, "2 assets have the role data (B02, B03)"),
         (item(assets={"x": asset("x"), "y": asset("y")}), AssetChoice(), Reason.NO_ASSET, "it has x, y: name one"),
         (item(assets=TWO_BANDS), AssetChoice(("B02", "B04")), Reason.NO_ASSET, "no asset B04; it has B02, B03"),
+        (item(assets=TWO_BANDS), AssetChoice(("tile_*",)), Reason.NO_ASSET, r"no asset tile_\*; it has B02, B03"),
         (item(), AssetChoice(mask="cloud"), Reason.NO_ASSET, "no asset cloud; it has visual, thumbnail"),
         (item(assets={"visual": {}}), AssetChoice(), Reason.NOT_AN_ITEM, "not a STAC item"),
         (item(assets=["visual"]), AssetChoice(), Reason.NOT_AN_ITEM, "not a STAC item"),
