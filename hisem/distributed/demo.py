@@ -92,11 +92,11 @@ def run_demo(root: str) -> DemoSummary:
         catalogue = read_catalogue(storage.join(archive, "catalogue.parquet"))
         held_out = catalogue.filter(pa.array([split == "test" for split in catalogue.column("split").to_pylist()]))
         captions = caption_archive(held_out, _caption_options(root, training.bundle))
-    picture = storage.join(root, "captions.png")
+    picture, explained = storage.join(root, "captions.png"), storage.join(root, "explained.png")
     with _stage("figures", seconds):
         draw_samples(shards, evaluation, "test", picture)
-        draw_explanations(shards, evaluation, Path(training.bundle), "test", storage.join(root, "explained.png"))
-    _log_scores(uri, training, evaluation, kinds, picture)
+        draw_explanations(shards, evaluation, Path(training.bundle), "test", explained)
+    _log_scores(uri, training, evaluation, kinds, (picture, explained))
     return DemoSummary(evaluation, kinds, captions, training, seconds, uri, picture)
 
 
@@ -123,8 +123,10 @@ def _caption_options(root: str, bundle: str) -> CaptionOptions:
     return CaptionOptions(storage.join(root, "table"), Path(bundle), "hisem", "demo", ARCHIVE.tile_size, batch_size=64)
 
 
-def _log_scores(uri: str, training: TrainSummary, evaluation: Evaluation, kinds: float, picture: str) -> None:
-    """Add the held-out scores and the picture to the training's MLflow run."""
+def _log_scores(
+    uri: str, training: TrainSummary, evaluation: Evaluation, kinds: float, pictures: tuple[str, ...]
+) -> None:
+    """Add the held-out scores and the pictures to the training's MLflow run."""
     run = tracking.Run(uri, training.run_id)
     scores = evaluation.all_tiles.captions.values() | {"change_accuracy": evaluation.all_tiles.change.accuracy}
     run.metrics({f"test_{name}": value for name, value in scores.items()} | {"test_kinds_named": kinds}, step=0)
@@ -132,8 +134,8 @@ def _log_scores(uri: str, training: TrainSummary, evaluation: Evaluation, kinds:
         table = Path(folder, "scores.json")
         table.write_text(json.dumps(scores | {"kinds_named": kinds}, indent=1))
         run.file(table, "figures")
-    for file in (picture, picture.replace("captions.png", "explained.png")):
-        run.file(Path(file), "figures")
+    for picture in pictures:
+        run.file(Path(picture), "figures")
 
 
 @contextmanager

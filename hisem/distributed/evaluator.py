@@ -106,11 +106,10 @@ def draw_explanations(folder: str, evaluation: Evaluation, model: Path, split: s
     pairs = [images[result.tile_id] for result in wanted]
     hisem = HiSem.from_pretrained(model)
     before, after = (image_tensor([pair[date] for pair in pairs]) for date in (0, 1))
-    captions = hisem.caption(before, after, explain=True)
     tiles = [
-        ExplainedTile(*pair, why.change_map, why.experts, caption.text, caption.change_probability)
-        for pair, caption in zip(pairs, captions, strict=True)
-        if (why := caption.explanation)
+        ExplainedTile(*pair, why.change_map, why.experts, result.caption, result.change_probability)
+        for pair, result, caption in zip(pairs, wanted, hisem.caption(before, after, explain=True), strict=True)
+        if (why := caption.explanation)  # always, as it was asked for
     ]
     save(explanation_figure(tiles, hisem.config.hasd.moe.experts), uri)
 

@@ -137,7 +137,8 @@ class BDAM(nn.Module):
 
         Without layers the tokens pass unchanged and the discrepancy is their absolute difference.
         """
-        discrepancy = (after - before).abs()
+        if not self.layers:
+            return before, after, (after - before).abs()
         for layer in self.layers:
             before, after, discrepancy = layer(before, after, self.addition_scale, self.deletion_scale)
         return before, after, discrepancy

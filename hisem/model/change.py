@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hisem.errors import ConfigError
 from hisem.model.bdam import BDAM, BDAMConfig
-from hisem.model.hasd import HASD, HASDConfig
+from hisem.model.hasd import HASD, HASDConfig, rerouted
 
 
 class GridPosition(nn.Module):
@@ -58,6 +58,19 @@ class ChangeEncoder(nn.Module):
         self.position = GridPosition(dim, grid)
         self.bdam = BDAM(dim, grid, bdam)
         self.hasd = HASD(dim, grid, hasd)
+
+    @property
+    def change_threshold(self) -> float:
+        """p(changed) from which on a pair takes the changed path, in [0, 1]; settable as `set_routing` says."""
+        return self.hasd.config.threshold
+
+    @change_threshold.setter
+    def change_threshold(self, value: float) -> None:
+        self.set_routing(threshold=value)
+
+    def set_routing(self, **settings: float) -> None:
+        """See `hisem.model.hisem.HiSem.set_routing`."""
+        self.hasd.use(rerouted(self.hasd.config, settings))
 
     def forward(self, before: Tensor, after: Tensor, changed: Tensor | None = None) -> ChangeOutput:
         """`before` and `after` are backbone tokens B L D; `changed` (B, bool) forces the path."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from types import MethodType
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -187,6 +188,16 @@ class Decoder(nn.Module):
             x, kept = cast(DecoderLayer, layer).step(x, memory, past[index] if past else None)
             present.append(kept)
         return self.output(self.dropout(x)).squeeze(1), present
+
+    def compile_step(self, *args: Any, **options: Any) -> None:
+        """Compile `step` in place; `torch.compile` takes the arguments."""
+        # The cache grows with every word: with fixed shapes each length would be compiled anew.
+        step = torch.compile(MethodType(Decoder.step, self), *args, **{"dynamic": True, **options})
+        self.step = step  # type: ignore[method-assign]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without a compiled step, which is bound to this very decoder: a copy has its own weights."""
+        return {name: value for name, value in super().__getstate__().items() if name != "step"}
 
     def _embed(self, word_ids: Tensor, start: int) -> Tensor:
         x = self.embedding(word_ids) + self.positions[start : start + word_ids.shape[1]]

@@ -48,8 +48,10 @@ def rerouted(config: HASDConfig, settings: dict[str, Any]) -> HASDConfig:
     what may change once the weights are there.
 
     Raises `ConfigError` for a setting that the weights fix, values that do not fit together, and a model
-    without a router, which sends no pair to the experts.
+    without a router, which sends no pair to the experts. Numbers may be NumPy's or 0-d tensors.
     """
+    if not settings:
+        return config
     if not config.router:
         raise ConfigError(
             f"{', '.join(settings)}: this model has no image router, so that all its pairs take the unchanged path: "
@@ -60,9 +62,9 @@ def rerouted(config: HASDConfig, settings: dict[str, Any]) -> HASDConfig:
             f"{', '.join(fixed)}: the weights were made for another value; changeable in a trained model are "
             f"{', '.join(sorted(ROUTING))}. Train a model with the other value."
         )
-    moe = {name: value for name, value in settings.items() if name != "threshold"}
-    pairs = {name: value for name, value in settings.items() if name == "threshold"}
-    return from_dict(HASDConfig, merge(to_dict(config), {**pairs, "moe": moe}), "routing")
+    plain = {name: value.item() if hasattr(value, "item") else value for name, value in settings.items()}
+    pairs = {"threshold": plain.pop("threshold")} if "threshold" in plain else {}
+    return from_dict(HASDConfig, merge(to_dict(config), {**pairs, "moe": plain}), "routing")
 
 
 class Fusion(nn.Module):
@@ -162,9 +164,10 @@ class HASD(nn.Module):
             path = self.unchanged(before, after)
             nowhere = torch.zeros(len(before), dtype=torch.bool, device=before.device)
             return HASDOutput(self.norm(before + after + path), None, nowhere, balance_loss, None)
-        logits = self.router((after - before).mean(dim=1))  # B 2
+        with torch.autocast(before.device.type, enabled=False):  # near the threshold rounding would decide
+            logits = self.router((after - before).float().mean(dim=1))  # B 2
         if changed is None:
-            changed = logits.float().softmax(dim=-1)[:, 1] >= self.config.threshold
+            changed = logits.softmax(dim=-1)[:, 1] >= self.config.threshold
         still, moved = (~changed).nonzero().flatten(), changed.nonzero().flatten()
         # An empty path is not run at all: batch norm sees only its own path's pairs.
         parts, experts = [], None

@@ -21,7 +21,7 @@ from hisem.model.bdam import BDAMConfig
 from hisem.model.change import ChangeEncoder, ChangeOutput
 from hisem.model.decoder import Decoder, DecoderConfig
 from hisem.model.generation import Hypothesis, generate
-from hisem.model.hasd import HASDConfig, rerouted
+from hisem.model.hasd import HASDConfig
 from hisem.model.preprocess import Preprocess
 from hisem.text.vocabulary import UNCHANGED_SENTENCE, Vocabulary
 
@@ -49,7 +49,8 @@ class Explanation:
     """Where the model saw change in one tile, over its token grid, row 0 the uppermost.
 
     `change_map`: float32, rows x columns, 0 and up: the discrepancy of the last BDAM layer (section 2's c),
-    averaged over channels. Its scale is the model's own: compare tiles of one model. `experts`: int64,
+    averaged over channels; without BDAM the difference of the dates' tokens. Its scale is the model's own: compare
+    tiles of one model. `experts`: int64,
     rows x columns x k, the experts of each token, best first; None where the pair took the unchanged path.
     """
 
@@ -79,7 +80,7 @@ class HiSem(nn.Module):
 
     def __init__(self, config: HiSemConfig, vocabulary: Vocabulary, *, pretrained: bool = True) -> None:
         super().__init__()
-        self.config = config
+        self._config = config
         self.vocabulary = vocabulary
         self.backbone = Backbone(config.backbone, pretrained=pretrained)
         self.change = ChangeEncoder(self.backbone.dim, self.backbone.grid, config.bdam, config.hasd)
@@ -87,13 +88,18 @@ class HiSem(nn.Module):
         self.preprocess = Preprocess(config.backbone.image_size, self.backbone.mean, self.backbone.std)
 
     @property
+    def config(self) -> HiSemConfig:
+        """What the model was made with, and how it routes now."""
+        return replace(self._config, hasd=self.change.hasd.config)
+
+    @property
     def change_threshold(self) -> float:
         """p(changed) from which on a pair takes the changed path, in [0, 1]; settable."""
-        return self.config.hasd.threshold
+        return self.change.change_threshold
 
     @change_threshold.setter
     def change_threshold(self, value: float) -> None:
-        self.set_routing(threshold=value)
+        self.change.change_threshold = value
 
     def set_routing(self, **settings: float) -> None:
         """Change how the model routes without training it anew; a bundle saved from then on has it.
@@ -102,21 +108,17 @@ class HiSem(nn.Module):
         experts. Raises `ConfigError`, and changes nothing, for settings that the weights fix, values that
         do not fit together, and a model without a router.
         """
-        hasd = rerouted(self.config.hasd, settings)
-        self.config = replace(self.config, hasd=hasd)
-        self.change.hasd.use(hasd)
+        self.change.set_routing(**settings)
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile backbone, BDAM and the decoder's step in place; `torch.compile` takes the arguments.
 
         Routing stays eager, as which path and expert run depends on the pixels. The names of the weights
-        stay, so that the bundle does. The first batch of each size takes long; a C++ compiler is needed.
+        stay, so that the bundle does. The first batch takes long; a C++ compiler is needed.
         """
         self.backbone.compile(*args, **options)
         self.change.bdam.compile(*args, **options)
-        # The cache grows with every word: with fixed shapes each length would be compiled anew.
-        step = torch.compile(self.decoder.step, *args, **{"dynamic": True, **options})
-        self.decoder.step = step  # type: ignore[method-assign]
+        self.decoder.compile_step(*args, **options)
 
     def forward(self, before: Tensor, after: Tensor, word_ids: Tensor, changed: Tensor | None = None) -> HiSemOutput:
         """Teacher-forced pass; the only entry training uses.
@@ -137,7 +139,7 @@ class HiSem(nn.Module):
     def caption(
         self, before: Tensor, after: Tensor, beam: int = 1, *, keep_unknown: bool = False, explain: bool = False
     ) -> list[Caption]:
-        """Captions of uint8 image pairs B 3 H W each, on the model's device. Puts nothing in training mode.
+        """Captions of uint8 image pairs B 3 H W each, on the model's device. Call `eval` first: dropout would act.
 
         The text never holds `<UNK>`, unless `keep_unknown` lets it compete like any word, as the published
         scores have it. With `explain` each caption brings its `Explanation`.
@@ -153,7 +155,7 @@ class HiSem(nn.Module):
             probabilities: list[float | None] = [None] * batch
             changed = [text != UNCHANGED_SENTENCE for text in texts]
         else:
-            probabilities = found.logits.float().softmax(dim=-1)[:, 1].tolist()
+            probabilities = found.logits.softmax(dim=-1)[:, 1].tolist()
             changed = found.changed.tolist()
         explanations = self._explanations(found) if explain else [None] * batch
         return [

@@ -105,10 +105,14 @@ class Experts(nn.Module):
 
     def forward(self, tokens: Tensor, counts: Tensor) -> Tensor:
         """Outputs N D for tokens N D sorted by expert, `counts` E of them for each expert (0 allowed)."""
-        aligned = not any(size % ALIGNMENT for size in self.gate.shape[1:])
-        if tokens.is_cuda and tokens.dtype == torch.bfloat16 and aligned:
+        if tokens.is_cuda and tokens.dtype == torch.bfloat16 and self._groupable(tokens.device):
             return self.grouped(tokens, counts)
         return self.looped(tokens, counts)
+
+    def _groupable(self, device: torch.device) -> bool:
+        """Whether torch has grouped products of these sizes on this GPU (Ampere or newer)."""
+        aligned = not any(size % ALIGNMENT for size in self.gate.shape[1:])
+        return aligned and torch.cuda.get_device_capability(device) >= (8, 0)
 
     def grouped(self, tokens: Tensor, counts: Tensor) -> Tensor:
         """`forward` in three grouped matrix products, without a synchronisation."""

@@ -49,8 +49,10 @@ def draw_explanations(tiles: Sequence[ExplainedTile], experts: int) -> Figure:
     parts = figure.subfigures(2, 1, height_ratios=heights, squeeze=False)
     upper, lower = parts[:, 0]
     strength = Normalize(0.0, max(float(tile.change_map.max()) for tile in tiles) or 1.0)
-    colours = colormaps["tab10" if experts <= 10 else "tab20"]
-    palette = ListedColormap(colours(np.arange(experts) % colours.N), name="experts")
+    colours = (
+        colormaps["tab10" if experts <= 10 else "tab20"] if experts <= 20 else colormaps["turbo"].resampled(experts)
+    )
+    palette = ListedColormap(colours(np.arange(experts)), name="experts")
     numbers = BoundaryNorm(np.arange(experts + 1) - 0.5, experts)
     cells = upper.subfigures(rows, COLUMNS, squeeze=False, wspace=0.03).flat
     for cell, tile in zip(cells, tiles, strict=False):  # the last cell may stay empty
@@ -64,7 +66,7 @@ def draw_explanations(tiles: Sequence[ExplainedTile], experts: int) -> Figure:
         bar = figure.colorbar(ScalarMappable(norm, colour), cax=axes, orientation="horizontal")
         bar.set_label(label, fontsize=7)
         axes.tick_params(labelsize=7)
-    bar.set_ticks(range(experts))
+    bar.set_ticks(range(0, experts, -(-experts // 16)))
     return figure
 
 

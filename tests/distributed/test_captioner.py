@@ -13,6 +13,7 @@ import rasterio
 import ray
 import shapely
 import torch
+from matplotlib.figure import Figure
 
 from hisem import storage
 from hisem.archive.catalogue import read_catalogue, write_catalogue
@@ -20,14 +21,16 @@ from hisem.archive.index import index_pair
 from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.tiles import read_tiles
 from hisem.captions.table import captioned_tiles, read_captions
+from hisem.distributed import evaluator
 from hisem.distributed.archive import shard_archive
 from hisem.distributed.captioner import Captioner, CaptionOptions, caption_archive, caption_catalogue, read_pixels
-from hisem.distributed.evaluator import draw_samples, evaluate
+from hisem.distributed.evaluator import draw_explanations, draw_samples, evaluate
 from hisem.distributed.session import cluster
 from hisem.distributed.shipping import ship
 from hisem.errors import BundleError, ConfigError, RasterError, SchemaError, StorageError
 from hisem.model.bundle import digest
 from hisem.model.hisem import HiSem
+from hisem.report.explanation import ExplainedTile
 from hisem.schemas import CAPTION
 from hisem.text.metrics import caption_scores
 from hisem.training.batches import image_tensor
@@ -212,13 +215,26 @@ def test_levir_cd_scenes_are_the_levir_cc_tiles(shared_data):
     assert compared >= 2 * 50
 
 
-def test_scores_equal_those_of_a_plain_loop(shards, bundle, ray_cluster, tmp_path):
+def test_scores_equal_those_of_a_plain_loop(shards, bundle, ray_cluster, tmp_path, monkeypatch):
     done = evaluate(shards, bundle, "test")
     again = caption_scores([r.caption for r in done.results], [r.references for r in done.results], meteor=False)
     assert done.all_tiles.captions.bleu_4 == again.bleu_4
     assert {row.captioner for row in done.rows} == {"HiSem", "always unchanged", "most frequent change"}
     assert len(done.results) == done.all_tiles.captions.count
     draw_samples(shards, done, "test", str(tmp_path / "samples.png"))
+    figures: list[list[ExplainedTile]] = []
+
+    def drawn(tiles, experts):
+        figures.append(tiles)
+        return Figure()
+
+    monkeypatch.setattr(evaluator, "explanation_figure", drawn)
+    changed = replace(done, results=[replace(result, caption=f"of {result.tile_id}") for result in done.results])
+    draw_explanations(shards, changed, bundle, "test", str(tmp_path / "explained.png"))
+    assert (tmp_path / "explained.png").stat().st_size > 0
+    (tiles,) = figures
+    said = {result.caption: result.change_probability for result in changed.results}
+    assert {tile.caption: tile.change_probability for tile in tiles}.items() <= said.items()  # not said anew
     with rasterio.open(tmp_path / "samples.png") as picture:
         assert picture.width == 1200
 

@@ -6,6 +6,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -171,6 +172,21 @@ def test_routing_of_a_trained_model(tiny, tmp_path):
         torch.testing.assert_close(found.balance_loss, expected.balance_loss)
     assert plain.experts.shape[-1] == 2
     assert not torch.allclose(plain.memory, expected.memory, atol=1e-3)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(tiny):
+    model = tiny()
+    model.change_threshold = torch.tensor([0.1, 0.25, 0.9]).median()
+    model.set_routing(top_k=np.int64(1))
+    assert (model.config.hasd.threshold, model.config.hasd.moe.top_k) == (0.25, 1)
+    model.change.change_threshold = np.float32(0.75)
+    assert model.change_threshold == 0.75
+
+
+def test_no_settings_change_nothing(tiny):
+    model = tiny(hasd={"router": False})
+    model.set_routing()
+    assert model.config.hasd.threshold == 0.5
 
 
 @pytest.mark.parametrize(

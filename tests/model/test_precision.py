@@ -1,10 +1,14 @@
 """Devices, precisions and compilation against float32 on the CPU, and what `explain` shows (sections 2 and 3)."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
 
 from hisem.model.hisem import HiSem
+from hisem.model.moe import MoEConfig, TokenMoE
 
 PAIRS = 6
 IMAGES = torch.randint(0, 256, (2, PAIRS, 3, 40, 40), generator=torch.Generator().manual_seed(0)).byte()
@@ -21,22 +25,31 @@ def model(tiny) -> HiSem:
     return model
 
 
-@pytest.fixture(params=["cpu", "cuda"])
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
 def device(request) -> torch.device:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a GPU that torch can use")
     return torch.device(request.param)
 
 
 @torch.no_grad()
 def outputs(model: HiSem, device: torch.device) -> list[torch.Tensor]:
-    """Memory, router and word logits, with the paths given: rounding may not send a pair elsewhere."""
+    """Memory, router and word logits, these of whole sentences and word by word, with the paths given: rounding
+    may not send a pair elsewhere.
+    """
     before, after = (model.preprocess(date.to(device)) for date in IMAGES)
     words = torch.randint(4, 11, (PAIRS, 5), generator=torch.Generator().manual_seed(1)).to(device)
     changed = (torch.arange(PAIRS) % 2 == 0).to(device)
     tokens = model.backbone(torch.cat([before, after]))
     found = model.change(tokens[:PAIRS], tokens[PAIRS:], changed)
-    return [part.float().cpu() for part in (found.memory, found.logits, model.decoder(words, found.memory))]
+    sentences = model.decoder(words, found.memory)
+    cache, steps = None, []
+    for position in range(words.shape[1]):
+        logits, cache = model.decoder.step(words[:, position], position, found.memory, cache)
+        steps.append(logits)
+    parts = found.memory, found.logits, sentences, torch.stack(steps, dim=1)
+    return [part.float().cpu() for part in parts]
 
 
 def test_bfloat16_is_within_its_rounding_of_float32(tiny, device):
@@ -46,13 +59,16 @@ def test_bfloat16_is_within_its_rounding_of_float32(tiny, device):
     with torch.autocast(device.type, torch.bfloat16):
         found = outputs(model, device)
     for actual, reference in zip(found, expected, strict=True):
+        assert not actual.equal(reference)  # bfloat16 it was
         assert (actual - reference).abs().max() <= 2e-2 * max(1.0, float(reference.abs().max()))
 
 
-def test_float32_is_the_same_on_every_device(tiny, device):
-    model = tiny()
+@NEEDS_GPU
+def test_float32_is_the_same_on_a_gpu(tiny, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    model, gpu = tiny(), torch.device("cuda")
     expected = outputs(model, torch.device("cpu"))
-    for actual, reference in zip(outputs(model.to(device), device), expected, strict=True):
+    for actual, reference in zip(outputs(model.to(gpu), gpu), expected, strict=True):
         torch.testing.assert_close(actual, reference, rtol=1e-3, atol=1e-3)
 
 
@@ -62,6 +78,8 @@ def test_a_compiled_model_says_the_same(model, tmp_path):
     model.save_pretrained(tmp_path / "plain")
     expected = model.caption(*IMAGES) + model.caption(*IMAGES, beam=2)
     model.compile()
+    assert all(part._compiled_call_impl is not None for part in (model.backbone, model.change.bdam))
+    assert "step" in vars(model.decoder)
     found = model.caption(*IMAGES) + model.caption(*IMAGES, beam=2)
     for one, other in zip(found, expected, strict=True):
         assert (one.text, one.changed) == (other.text, other.changed)
@@ -70,6 +88,39 @@ def test_a_compiled_model_says_the_same(model, tmp_path):
     assert model.save_pretrained(tmp_path / "compiled") == HiSem.from_pretrained(tmp_path / "plain").save_pretrained(
         tmp_path / "again"
     )
+
+
+def test_a_copy_of_a_compiled_model_has_its_own_weights(model):
+    model.compile(backend="eager")
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    with torch.no_grad():
+        twin.decoder.output.bias[:] = 0
+        twin.decoder.output.bias[5] = 99
+    assert {caption.text for caption in twin.caption(*IMAGES)} == {" ".join(["w5"] * 6)}
+    assert [c.text for c in model.caption(*IMAGES)] != [c.text for c in twin.caption(*IMAGES)]
+
+
+@NEEDS_GPU
+def test_experts_on_a_gpu_do_not_synchronise():
+    config = MoEConfig(experts=8, hidden=32)
+    moe = TokenMoE(16, config).to("cuda")
+    features = torch.randn(2, 9, 16, device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        moe(features).tokens.sum().backward()  # what is set up once may synchronise
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            moe(features).tokens.sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_pairs_caption_does_not_depend_on_its_batch(model):
+    together = model.caption(*IMAGES, beam=2)
+    assert {caption.changed for caption in together} == {True, False}
+    for number, caption in enumerate(together):
+        (alone,) = model.caption(*IMAGES[:, number : number + 1], beam=2)
+        assert (alone.text, alone.changed) == (caption.text, caption.changed)
+        assert alone.logprob == pytest.approx(caption.logprob, abs=1e-3)
 
 
 def test_explanations_are_bdams_discrepancy_and_the_chosen_experts(model):

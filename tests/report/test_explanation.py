@@ -55,10 +55,12 @@ def test_captions_stand_above_their_tiles() -> None:
     assert titles == ["p(changed) 0.90: a road is built", "p(changed) 0.00: the same as before", "a road is built", ""]
 
 
-def test_every_expert_has_its_own_colour() -> None:
-    figure = draw_explanations([CHANGED], experts=8)
-    colours = figure.axes[3].images[1].cmap(np.arange(8))
-    assert len({tuple(colour) for colour in colours}) == 8
+@pytest.mark.parametrize("count", [4, 8, 16, 64])
+def test_every_expert_has_its_own_colour(count: int) -> None:
+    figure = draw_explanations([CHANGED], experts=count)
+    colours = figure.axes[3].images[1].cmap(np.arange(count))
+    assert len({tuple(colour) for colour in colours}) == count
+    assert len(figure.axes[-1].get_xticks()) <= 16
 
 
 def test_nothing_changed_anywhere() -> None:
