@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -27,7 +28,7 @@ from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.tiles import Tile, read_tiles
 from hisem.captions import table as captions
 from hisem.distributed import session
-from hisem.distributed.archive import index_archive, tile_blocks
+from hisem.distributed.index import index_archive, tile_blocks
 from hisem.distributed.shipping import Shipped, ship, unpack
 from hisem.errors import ConfigError
 from hisem.model.bundle import digest as bundle_digest
@@ -42,6 +43,8 @@ PIXELS = [pa.field("before_pixels", pa.binary()), pa.field("after_pixels", pa.bi
 """Both dates of a tile in flight: raw uint8 RGB, tile_size * tile_size * 3 bytes; null where not ok."""
 
 READ = pa.schema([*INDEX, *QUALITY_FIELDS, *PIXELS])
+READ_ROWS = 16
+"""Tiles with pixels that a reader holds at once."""
 STAGE_ROWS = 512
 """Rows staged together: what a killed run loses at most, times the blocks in flight."""
 
@@ -96,6 +99,19 @@ class CaptionSummary:
     """The most frequent captions of changed tiles."""
     seconds: float
 
+    def rows(self) -> dict[str, object]:
+        """What a person is told: what, how much."""
+        return {
+            "pairs": self.pairs,
+            "tiles": self.tiles,
+            "captioned before": self.already,
+            **{f"rows {status}": count for status, count in self.statuses.items()},
+            "changed": self.changed,
+            **{f"failed: {reason}": count for reason, count in self.errors.items()},
+            **{f"caption: {text}": count for text, count in self.captions.items()},
+            "seconds": self.seconds,
+        }
+
 
 def caption_catalogue(
     catalogue: str,
@@ -133,6 +149,7 @@ def caption_archive(catalogue: pa.Table, options: CaptionOptions) -> CaptionSumm
 
 def _caption(catalogue: pa.Table, options: CaptionOptions) -> CaptionSummary:
     began = time.perf_counter()
+    require_captioners(options)
     digest = bundle_digest(options.model)
     if left := captions.publish(options.output):
         log.info("published %d row(s) that an interrupted run had finished", left)
@@ -176,10 +193,8 @@ def _caption(catalogue: pa.Table, options: CaptionOptions) -> CaptionSummary:
     )
 
 
-def _captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterator[pa.Table]:
-    """Stream the rows of the index through readers and captioners; tables of schema CAPTION."""
-    if not len(index):
-        return
+def require_captioners(options: CaptionOptions) -> None:
+    """Raise `ResourceError` where the captioners, and what feeds them, can never run together."""
     # On CPUs Ray lets each captioner read its own tiles; a captioner with a GPU is fed by readers beside it.
     session.require(
         options.captioners + int(options.gpu),
@@ -187,6 +202,12 @@ def _captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterato
         f"captioning with {options.captioners} captioner(s)",
         "Give fewer --captioners or a larger cluster.",
     )
+
+
+def _captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterator[pa.Table]:
+    """Stream the rows of the index through readers and captioners; tables of schema CAPTION."""
+    if not len(index):
+        return
     size, reading = options.tile_size, options.reading
     shipped = ship(options.model)
     dataset = (
@@ -209,9 +230,11 @@ def _captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterato
     yield from dataset.iter_batches(batch_size=STAGE_ROWS, batch_format="pyarrow")
 
 
-def read_pixels(block: pa.Table, tile_size: int, options: ReadOptions = DEFAULTS) -> pa.Table:
-    """The rows of an index block with status and pixels (schema READ); failures are rows."""
-    return pa.Table.from_pylist([_row(tile) for tile in read_tiles(block, tile_size, options)], schema=READ)
+def read_pixels(block: pa.Table, tile_size: int, options: ReadOptions = DEFAULTS) -> Iterator[pa.Table]:
+    """The rows of an index block with status and pixels (schema READ), some at a time; failures are rows."""
+    tiles = read_tiles(block, tile_size, options)
+    while rows := [_row(tile) for tile in islice(tiles, READ_ROWS)]:
+        yield pa.Table.from_pylist(rows, schema=READ)
 
 
 def _row(tile: Tile) -> dict[str, object]:

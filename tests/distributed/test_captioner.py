@@ -82,7 +82,7 @@ def test_a_captioner_takes_precision_and_compilation(catalogue, bundle, ray_clus
 
     monkeypatch.setattr(HiSem, "compile", lambda model: compiled.append(model))
     monkeypatch.setattr(HiSem, "caption", spied)
-    tiles = read_pixels(index_pair(catalogue.to_pylist()[0], TILE), TILE)
+    tiles = pa.concat_tables(read_pixels(index_pair(catalogue.to_pylist()[0], TILE), TILE))
     plain = options(bundle, tmp_path)
     for chosen in (plain, replace(plain, precision="bf16", compile=True)):
         Captioner(ship(bundle), chosen, "digest")(tiles)
@@ -192,7 +192,7 @@ def test_levir_cd_scenes_are_the_levir_cc_tiles(shared_data):
     for scene in range(1, 5):
         paths = {d: str(shared_data / "levir_cd_scenes" / d / f"test_{scene}.tif") for d in ("before", "after")}
         pair = {"pair_id": f"test_{scene}", "before": [paths["before"]], "after": [paths["after"]]}
-        table = read_pixels(index_pair(pair, 256), 256)
+        table = pa.concat_tables(read_pixels(index_pair(pair, 256), 256))
         assert table.num_rows == 16
         with rasterio.open(paths["before"]) as raster:
             whole = shapely.box(*raster.bounds)
