@@ -56,7 +56,7 @@ def number_blocks(index: pa.Table, most: int = TILES_PER_BLOCK) -> npt.NDArray[n
     starts = np.flatnonzero(np.diff(pairs, prepend=-1))
     numbers = np.zeros(len(index), np.int32)
     number, filled = -1, most
-    for start, end in zip(starts, [*starts[1:], len(index)], strict=True):
+    for start, end in zip(starts, np.append(starts, len(index))[1:], strict=True):
         count = end - start
         if count > most:
             numbers[start:end] = number + 1 + _rectangles(index.slice(start, count), most)

@@ -67,16 +67,27 @@ def shard_archive(
 ) -> ShardSummary:
     """Shard the archive of a catalogue; pairs that cannot be opened become failed rows.
 
-    Raises `CatalogueError`, `ReferencesError` or `ConfigError` before Ray is started.
+    Raises what `read_archive` does before Ray is started.
+    """
+    pairs, known = read_archive(catalogue, tile_size, references, options)
+    with session.cluster():
+        require_reader("tiling")
+        index, failed = index_archive(pairs, tile_size, options)
+        return write_shards(index, output, tile_size, known, failed, options)
+
+
+def read_archive(
+    catalogue: str, tile_size: int, references: str | None, options: ReadOptions
+) -> tuple[pa.Table, pa.Table | None]:
+    """The catalogue, and the references if there are any, that fit each other and the options.
+
+    Raises `CatalogueError`, `ReferencesError` or `ConfigError`.
     """
     require_tiling(tile_size, options.overlap)
     pairs = read_catalogue(catalogue)
     known = read_references(references) if references else None
     _require_known_pairs(pairs, known, references or "")
-    with session.cluster():
-        require_reader("tiling")
-        index, failed = index_archive(pairs, tile_size, options)
-        return write_shards(index, output, tile_size, known, failed, options)
+    return pairs, known
 
 
 def _require_known_pairs(pairs: pa.Table, references: pa.Table | None, where: str) -> None:

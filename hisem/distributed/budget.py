@@ -74,7 +74,7 @@ def maximum(config: Mapping[str, Any]) -> dict[str, float]:
 
 def _config_file() -> dict[str, Any] | None:
     """The file that the autoscaler of this cluster, if it runs on this machine, was started with."""
-    import psutil  # type: ignore[import-not-found]  # Ray brings its own, once it is imported
+    import psutil  # type: ignore[import-untyped]  # Ray brings its own, once it is imported
 
     address = ray.get_runtime_context().gcs_address
     commands = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))

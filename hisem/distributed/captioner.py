@@ -113,7 +113,7 @@ class CaptionSummary:
         }
 
 
-def caption_catalogue(
+def caption_job(
     catalogue: str,
     model: str,
     output: str,
@@ -121,8 +121,8 @@ def caption_catalogue(
     tracking_uri: str | None,
     scratch: Path,
     **settings: Any,
-) -> CaptionSummary:
-    """Caption the archive of a catalogue file with a bundle's folder, URI or `models:/` reference.
+) -> tuple[pa.Table, CaptionOptions]:
+    """What `caption_archive` takes, from a catalogue file and a bundle's folder, URI or `models:/` reference.
 
     `scratch` holds a remote bundle while the job runs; `settings` are fields of `CaptionOptions`.
     """
@@ -131,7 +131,7 @@ def caption_catalogue(
     folder = tracking.resolve_model(fixed, tracking_uri, scratch)
     HiSem.from_pretrained(folder)  # a bundle that does not load is told here, not by an actor
     name, version = tracking.model_identity(fixed, tracking_uri, bundle_digest(folder))
-    return caption_archive(pairs, CaptionOptions(output, folder, name, version, **settings))
+    return pairs, CaptionOptions(output, folder, name, version, **settings)
 
 
 def caption_archive(catalogue: pa.Table, options: CaptionOptions) -> CaptionSummary:
@@ -154,10 +154,7 @@ def _caption(catalogue: pa.Table, options: CaptionOptions) -> CaptionSummary:
     if left := captions.publish(options.output):
         log.info("published %d row(s) that an interrupted run had finished", left)
     index, failed = index_archive(catalogue, options.tile_size, options.reading)
-    done = captions.captioned_tiles(options.output, digest)
-    known = pa.array(sorted(done), pa.string())
-    todo = index.filter(pc.invert(pc.is_in(index.column("tile_id"), known)))
-    broken = failed.filter(pc.invert(pc.is_in(failed.column("tile_id"), known)))
+    todo, broken = remaining(index, failed, options.output, digest)
     counts: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     sentences: Counter[str] = Counter()
@@ -191,6 +188,13 @@ def _caption(catalogue: pa.Table, options: CaptionOptions) -> CaptionSummary:
         dict(sentences.most_common(5)),
         time.perf_counter() - began,
     )
+
+
+def remaining(index: pa.Table, failed: pa.Table, output: str, digest: str) -> tuple[pa.Table, pa.Table]:
+    """The rows of the index, and of the pairs that cannot be opened, that a model has no row for in `output`."""
+    known = pa.array(sorted(captions.captioned_tiles(output, digest)), pa.string())
+    todo, broken = (rows.filter(pc.invert(pc.is_in(rows.column("tile_id"), known))) for rows in (index, failed))
+    return todo, broken
 
 
 def require_captioners(options: CaptionOptions) -> None:

@@ -33,6 +33,7 @@ EVERY_SECONDS = 5.0
 """Least time between two lines of progress."""
 
 FOUND = pa.schema([*INDEX_WITH_LATTICES, *QUALITY_FIELDS])
+MEASURED = pa.schema([("pair_id", pa.string()), *((name, pa.list_(pa.float64())) for name in RANGES)])
 _OPTIONAL = [field.name for field in FOUND if field.name not in INDEX.names]
 
 
@@ -99,21 +100,31 @@ def with_ranges(index: pa.Table, options: ReadOptions) -> pa.Table:
     """`index`, whose rows of a pair lie together, with the columns `RANGES` where scaling is by percentiles."""
     if options.scaling != "percentiles":
         return index
-    schema = pa.schema([("pair_id", pa.string()), *((name, pa.list_(pa.float64())) for name in RANGES)])
-    ids = index.column("pair_id").combine_chunks()
-    pairs = index.select(CATALOGUE.names).take(pc.index_in(pc.unique(ids), ids))
-
-    def measure(some: pa.Table) -> pa.Table:
-        rows = [{"pair_id": pair["pair_id"], **range_columns(pair, options)} for pair in some.to_pylist()]
-        return pa.Table.from_pylist(rows, schema=schema)
-
+    pairs = pairs_of(index)
     found = (
         ray.data.from_arrow(pairs)
         .repartition(min(len(pairs), MEASURING_TASKS))
-        .map_batches(measure, batch_format="pyarrow", batch_size=None)
+        .map_batches(lambda some: measure_pairs(some, options), batch_format="pyarrow", batch_size=None)
     )
-    measured = pa.concat_tables(ray.get(found.to_arrow_refs())).cast(schema)
-    measured = measured.take(pc.index_in(ids, measured.column("pair_id").combine_chunks()))
+    return join_ranges(index, pa.concat_tables(ray.get(found.to_arrow_refs())).cast(MEASURED))
+
+
+def pairs_of(index: pa.Table) -> pa.Table:
+    """The catalogue rows of the pairs that an index has tiles of."""
+    ids = index.column("pair_id").combine_chunks()
+    return index.select(CATALOGUE.names).take(pc.index_in(pc.unique(ids), ids))
+
+
+def measure_pairs(pairs: pa.Table, options: ReadOptions) -> pa.Table:
+    """`RANGES` of each pair, in schema MEASURED."""
+    rows = [{"pair_id": pair["pair_id"], **range_columns(pair, options)} for pair in pairs.to_pylist()]
+    return pa.Table.from_pylist(rows, schema=MEASURED)
+
+
+def join_ranges(index: pa.Table, measured: pa.Table) -> pa.Table:
+    """`index` with the columns `RANGES` of its pairs."""
+    ids = index.column("pair_id").combine_chunks()
+    rows = measured.take(pc.index_in(ids, measured.column("pair_id").combine_chunks()))
     for name in RANGES:
-        index = index.append_column(name, measured.column(name))
+        index = index.append_column(name, rows.column(name))
     return index

@@ -70,7 +70,7 @@ def group(cpus: str, **fields: Any) -> dict[str, Any]:
     return {"rayStartParams": {}, "template": {"spec": {"containers": [container]}}, **fields}
 
 
-CLUSTER = {
+CLUSTER: dict[str, Any] = {
     "metadata": {"name": "archive", "namespace": "night"},
     "spec": {
         "enableInTreeAutoscaling": True,

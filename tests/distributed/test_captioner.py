@@ -21,7 +21,7 @@ from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.tiles import read_tiles
 from hisem.captions.table import captioned_tiles, read_captions
 from hisem.distributed.archive import shard_archive
-from hisem.distributed.captioner import Captioner, CaptionOptions, caption_archive, caption_catalogue, read_pixels
+from hisem.distributed.captioner import Captioner, CaptionOptions, caption_archive, caption_job, read_pixels
 from hisem.distributed.evaluator import draw_samples, evaluate
 from hisem.distributed.session import cluster
 from hisem.distributed.shipping import ship
@@ -150,7 +150,7 @@ def test_a_bundle_that_does_not_fit_is_told_before_ray(catalogue, bundle, shards
     with pytest.raises(BundleError, match="not of the same model"):
         evaluate(shards, broken)
     with pytest.raises(BundleError, match="not of the same model"):
-        caption_catalogue(
+        caption_job(
             storage.join(archive, "catalogue.parquet"),
             str(broken),
             str(tmp_path / "out"),
