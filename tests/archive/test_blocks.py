@@ -87,8 +87,7 @@ def test_a_view_of_bands_is_stored_as_its_file_is(write_raster: Write) -> None:
 
 
 def test_overviews_are_what_coarser_pixels_are_read_from(write_raster: Write) -> None:
-    coarse = {"before": TILED, "after": TILED, "resolution": 40.0}
-    fine = archive(write_raster, **coarse)
+    fine = archive(write_raster, before=TILED, after=TILED, resolution=40.0)
     assert fine["before_lattice"][0].as_py() == pytest.approx([0, 0, 32, 32])
     path = fine["before"][0].as_py()[0]
     with rasterio.open(path, "r+") as raster:

@@ -123,7 +123,7 @@ def memory_table(pair: dict[str, Any]) -> Table:
     table = Table(title="Memory of reading one block of 256 x 256 tiles, MiB", title_justify="left")
     for column in ("tiles", "streamed", "collected"):
         table.add_column(column, justify="right")
-    for tiles in (32, 256):
+    for tiles in (32, 64, 128, 256):
         table.add_row(str(tiles), *(f"{peak(pair, tiles, collect) / 2**20:.0f}" for collect in (False, True)))
     return table
 
