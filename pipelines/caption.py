@@ -14,6 +14,8 @@ from typing import Annotated, Literal
 from hisem import cli, storage
 from hisem.archive.options import DEFAULTS, ReadOptions
 
+SHARED = ("reading", "beam", "batch_size", "captioners", "gpu", "precision", "compile")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(cli.Common):
@@ -40,6 +42,8 @@ class Options(cli.Common):
     """Arithmetic: bf16 for a GPU."""
     compile: bool = False
     """Compile the model: faster after a first batch that takes minutes."""
+    dry_run: bool = False
+    """Say what is to do and how long it may take, by captioning a sample; write nothing to the output."""
     tracking: str | None = None
     """MLflow tracking URI for models:/ (default: $MLFLOW_TRACKING_URI, else SQLite under the storage root)."""
 
@@ -47,32 +51,27 @@ class Options(cli.Common):
 def main(options: Options) -> int:
     """Caption, print the summary, and say by the exit code whether rows failed."""
     # Imported late, so that --help answers at once.
-    from hisem.distributed.captioner import caption_catalogue
+    from hisem.distributed.captioner import caption_archive, caption_job
     from hisem.distributed.defaults import default_catalogue, default_model
+    from hisem.distributed.forecast import forecast_captions
     from hisem.report.summary import counts_table, show
 
     with tempfile.TemporaryDirectory() as scratch:
-        summary = caption_catalogue(
+        job = caption_job(
             options.catalog or default_catalogue(),
             options.model or default_model(options.tracking),
             storage.absolute(options.output),
             tile_size=options.tile_size or (256 if options.catalog else 64),
-            reading=options.reading,
-            beam=options.beam,
-            batch_size=options.batch_size,
-            captioners=options.captioners,
-            gpu=options.gpu,
-            precision=options.precision,
-            compile=options.compile,
+            **{name: getattr(options, name) for name in SHARED},
             tracking_uri=options.tracking,
             scratch=Path(scratch),
         )
-    counts = {"pairs": summary.pairs, "tiles": summary.tiles, "captioned before": summary.already}
-    counts |= {f"rows {status}": count for status, count in summary.statuses.items()}
-    counts |= {"changed": summary.changed}
-    counts |= {f"failed: {reason}": count for reason, count in summary.errors.items()}
-    counts |= {f"caption: {text}": count for text, count in summary.captions.items()}
-    show(counts_table(f"Captions in {summary.output}/captions", {**counts, "seconds": summary.seconds}))
+        if options.dry_run:
+            forecast = forecast_captions(*job)
+            show(counts_table("To caption", forecast.rows()), forecast.assumption)
+            return cli.Exit.DONE
+        summary = caption_archive(*job)
+    show(counts_table(f"Captions in {summary.output}/captions", summary.rows()))
     return cli.Exit.FAILED_ROWS if summary.statuses["failed"] else cli.Exit.DONE
 
 

@@ -28,6 +28,8 @@ class Options(cli.Common):
     """Table of references (.parquet): pair_id, row_off, col_off, references, changed. Needed for training."""
     tile_size: int = 256
     """Side of a tile in pixels."""
+    dry_run: bool = False
+    """Say what is to do and how long it may take, by reading a sample; write nothing. Not with --levir-cc."""
     reading: Annotated[ReadOptions, cli.FLAT] = DEFAULTS
 
 
@@ -38,24 +40,23 @@ def main(options: Options) -> int:
     if options.levir_cc is not None and (unused := options.reading.changed()):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
         raise ConfigError(f"--levir-cc takes the benchmark's tiles as they are: leave out {flags}.")
+    if options.levir_cc is not None and options.dry_run:
+        raise ConfigError("--dry-run reads a sample of a catalogue's scenes: leave it out with --levir-cc.")
     # Imported late, so that --help answers at once.
     from hisem.distributed.archive import shard_archive, shard_levir_cc
+    from hisem.distributed.forecast import forecast_shards
     from hisem.report.summary import counts_table, show
 
     output = storage.absolute(options.output)
+    if options.dry_run:
+        forecast = forecast_shards(options.catalog or "", options.tile_size, options.references, options.reading)
+        show(counts_table("To shard", forecast.rows()), forecast.assumption)
+        return cli.Exit.DONE
     if options.levir_cc is not None:
         summary = shard_levir_cc(options.levir_cc, output)
     else:
         summary = shard_archive(options.catalog or "", output, options.tile_size, options.references, options.reading)
-    show(
-        counts_table(
-            f"Shards in {summary.output}",
-            {"pairs": summary.pairs, "tiles": summary.tiles, "with references": summary.described}
-            | {f"status {name}": count for name, count in summary.statuses.items()}
-            | {f"split {name}": count for name, count in summary.splits.items()}
-            | {f"failed: {reason}": count for reason, count in summary.errors.items()},
-        )
-    )
+    show(counts_table(f"Shards in {summary.output}", summary.rows()))
     return cli.Exit.FAILED_ROWS if summary.statuses["failed"] else cli.Exit.DONE
 
 

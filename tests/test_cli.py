@@ -149,6 +149,7 @@ def test_tile_wants_exactly_one_source(command: Callable[..., Result], sources: 
         (("--catalog", "c.csv", "--overlap", "-1"), "overlap is -1"),
         (("--catalog", "c.csv", "--bands", "4", "3"), "bands is 4 3"),
         (("--catalog", "c.csv", "--scaling", "range"), "give both --scaling range and --scale-range LO HI"),
+        (("--levir-cc", "d", "--dry-run"), "leave it out with --levir-cc"),
         (("--levir-cc", "d", "--after-bands", "1", "--nodata", "-9"), "leave out --after-bands, --nodata."),
     ],
 )

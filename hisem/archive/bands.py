@@ -30,14 +30,20 @@ DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
 class BandView(DatasetReader):
     """A VRT document of a raster, open under the raster's own name."""
 
-    def __init__(self, document: str, uri: str) -> None:
+    def __init__(self, document: str, raster: DatasetReader) -> None:
         super().__init__(document, driver=["VRT"], sharing=False)
-        self.uri = uri
+        self.uri = raster.name
+        self.stored = raster.block_shapes[0]
 
     @property
     def name(self) -> str:
         """The raster's path or URI."""
         return self.uri
+
+    @property
+    def block_shapes(self) -> list[tuple[int, int]]:
+        """Height and width of the blocks that the raster's file is stored in; a VRT has others of its own."""
+        return [self.stored] * self.count
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,7 @@ def _view(raster: DatasetReader, bands: Sequence[int], validity: Validity) -> Ba
             with MemoryFile(ext=".vrt") as file:
                 rasterio.shutil.copy(raster, file.name, driver="VRT")
                 whole = ET.fromstring(bytes(file.getbuffer()))
-            return BandView(_document(whole, bands, validity), raster.name)
+            return BandView(_document(whole, bands, validity), raster)
     except GDAL_ERRORS as error:
         raise RasterError(f"{raster.name}: its bands cannot be chosen ({cause_of(error)}); copy it again.") from error
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from hisem.archive.blocks import LATTICES
 from hisem.archive.grid import Grid, Window, offsets, tile_id, windows
 from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.reader import pair_reader
@@ -17,8 +18,17 @@ MAX_TILES = 4_000_000
 """Windows of one pair beyond which its rasters are taken to lie in wrong places."""
 
 
+INDEX_WITH_LATTICES = pa.schema([*INDEX, *((name, pa.list_(pa.float64())) for name in LATTICES)])
+"""The index in flight, which `blocks.number_blocks` cuts."""
+
+
 def index_pair(pair: Mapping[str, Any], tile_size: int, options: ReadOptions = DEFAULTS) -> pa.Table:
-    """The tiles of one catalogue row, in `schemas.INDEX`; tiles are `tile_size` pixels high and wide.
+    """The tiles of one catalogue row, in `schemas.INDEX`: `index_with_lattices` without the lattices."""
+    return index_with_lattices(pair, tile_size, options).select(INDEX.names)
+
+
+def index_with_lattices(pair: Mapping[str, Any], tile_size: int, options: ReadOptions = DEFAULTS) -> pa.Table:
+    """The tiles of one catalogue row, in `INDEX_WITH_LATTICES`; tiles are `tile_size` pixels high and wide.
 
     Along an axis on which the scene is smaller than a tile, `height` or `width` is the scene's own: what
     is missing to the tile size is padding, which is invalid.
@@ -29,7 +39,7 @@ def index_pair(pair: Mapping[str, Any], tile_size: int, options: ReadOptions = D
     absurd area.
     """
     with pair_reader(pair, tile_size, options) as reader:
-        grid = reader.grid
+        grid, lattices = reader.grid, reader.lattices()
     _require_countable(pair["pair_id"], grid, tile_size, options.overlap)
     places = windows(grid.height, grid.width, tile_size, options.overlap)
     rows = len(places)
@@ -45,7 +55,8 @@ def index_pair(pair: Mapping[str, Any], tile_size: int, options: ReadOptions = D
         "transform": [window_transform(grid, window) for window in places],
         "geometry": grid.footprints(places),
     }
-    return pa.table(columns, schema=INDEX)
+    columns |= {name: [lattice] * rows for name, lattice in zip(LATTICES, lattices, strict=True)}
+    return pa.table(columns, schema=INDEX_WITH_LATTICES)
 
 
 def window_transform(grid: Grid, window: Window) -> list[float] | None:

@@ -16,6 +16,7 @@ from rasterio.enums import Resampling
 from rasterio.io import DatasetReader
 
 from hisem.archive.bands import open_scene_raster
+from hisem.archive.blocks import Lattice, lattice_of
 from hisem.archive.grid import Grid, Window
 from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.placement import PlacedRaster, place
@@ -140,6 +141,11 @@ class PairReader:
         for found in placed:
             stack.callback(found.source.close)
         return placed
+
+    def lattices(self) -> tuple[Lattice, Lattice]:
+        """How the first raster of each date is stored, see `hisem.archive.blocks`."""
+        before, after = (lattice_of(scene.rasters[0], self.grid) for scene in self._scenes)
+        return before, after
 
     def measure(self) -> tuple[Ranges, Ranges] | None:
         """The values of both scenes that become 0 and 255, measured at the first call; None unless by percentiles.

@@ -53,18 +53,26 @@ def require_settings(output: str, settings: dict[str, Any]) -> None:
     """Keep a table to one way of making pixels: its rows would hide tiles that were to be read otherwise.
 
     `settings` are those that are not the default; an output without rows takes them. Raises `StorageError`
-    where its rows were made with others.
+    as `refuse_other_settings` does.
     """
-    path = storage.join(output, SETTINGS)
-    known = json.loads(storage.read_bytes(path)) if storage.exists(path) else {}
-    if known == settings:
-        return
-    if published_files(output) or _staged_files(output):
+    refuse_other_settings(output, settings)
+    if _settings(output) != settings:
+        storage.write_bytes(storage.join(output, SETTINGS), json.dumps(settings, indent=1).encode())
+
+
+def refuse_other_settings(output: str, settings: dict[str, Any]) -> None:
+    """Raise `StorageError` where the rows of an output were made with other settings."""
+    known = _settings(output)
+    if known != settings and (published_files(output) or _staged_files(output)):
         raise StorageError(
             f"{output}: its tiles were read with {known or 'the defaults'}, not {settings or 'the defaults'}. "
             "Choose another --output, or the same settings."
         )
-    storage.write_bytes(path, json.dumps(settings, indent=1).encode())
+
+
+def _settings(output: str) -> dict[str, Any]:
+    path = storage.join(output, SETTINGS)
+    return json.loads(storage.read_bytes(path)) if storage.exists(path) else {}
 
 
 def stage(table: pa.Table, output: str, name: str) -> None:

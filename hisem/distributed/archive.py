@@ -1,11 +1,10 @@
-"""Archives on Ray: catalogue to index to tiles to shards."""
+"""Archives on Ray: tiles of an index to shards."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -19,37 +18,17 @@ import ray.data
 from hisem import storage
 from hisem.archive.catalogue import read_catalogue
 from hisem.archive.grid import require_tiling
-from hisem.archive.index import index_pair
 from hisem.archive.levir_cc import read_levir_cc
 from hisem.archive.options import DEFAULTS, ReadOptions
-from hisem.archive.reader import RANGES, range_columns
 from hisem.archive.references import join_references, read_references
-from hisem.archive.tiles import failed_pair_row, read_tiles, shard_table
+from hisem.archive.tiles import read_tiles, shard_table
 from hisem.distributed import session
-from hisem.errors import DatasetError, HisemError, ReferencesError, StorageError
-from hisem.schemas import (
-    CATALOGUE,
-    FAILED,
-    INDEX,
-    OK,
-    QUALITY_FIELDS,
-    REFERENCES,
-    SHARD,
-    SKIPPED,
-    conform,
-    require_unique,
-)
+from hisem.distributed.index import index_archive, tile_blocks
+from hisem.errors import DatasetError, ReferencesError, StorageError
+from hisem.schemas import FAILED, INDEX, OK, REFERENCES, SHARD, SKIPPED, conform
 
 log = logging.getLogger(__name__)
 
-TILES_PER_BLOCK = 128
-"""Tiles read by one task, and rows of one shard file: 50 MB of pixels at 256 x 256."""
-
-PAIRS_PER_TASK = 16
-MEASURING_TASKS = 1000
-"""Tasks at most among which scenes are measured, which takes a read of each and not only its header."""
-
-_QUALITY = [field.name for field in QUALITY_FIELDS]
 INDEX_FILE, MANIFEST = "_index/index.parquet", "_index/manifest.json"
 
 
@@ -67,38 +46,16 @@ class ShardSummary:
     """Tiles with references."""
     splits: dict[str, int]
 
-
-def index_archive(catalogue: pa.Table, tile_size: int, options: ReadOptions = DEFAULTS) -> tuple[pa.Table, pa.Table]:
-    """The tile index of a catalogue, built from headers in parallel, and one failed row (INDEX and
-    quality columns) for each pair that cannot be opened at all.
-    """
-    schema = pa.schema([*INDEX, *QUALITY_FIELDS])
-
-    def index(pairs: pa.Table) -> pa.Table:
-        parts = []
-        for pair in pairs.to_pylist():
-            try:
-                rows = index_pair(pair, tile_size, options)
-                parts.append(
-                    conform(rows.append_column("status", [[OK] * len(rows)]), schema, "index", optional=_QUALITY)
-                )
-            except HisemError as error:
-                parts.append(pa.Table.from_pylist([failed_pair_row(pair, error)], schema=schema))
-        return pa.concat_tables(parts)
-
-    blocks = max(1, math.ceil(len(catalogue) / PAIRS_PER_TASK))
-    found = (
-        ray.data.from_arrow(catalogue)
-        .repartition(min(blocks, len(catalogue)))
-        .map_batches(index, batch_format="pyarrow", batch_size=None)
-    )
-    table = pa.concat_tables(ray.get(found.to_arrow_refs())).cast(schema)
-    # Rows of a pair stay together, row by row, so that a task opens each raster once.
-    table = table.sort_by([("pair_id", "ascending"), ("row_off", "ascending"), ("col_off", "ascending")])
-    failed = pc.equal(table.column("status"), FAILED)
-    rows = table.filter(pc.invert(failed)).select(INDEX.names)
-    require_unique(rows, "tile_id", "tile index")
-    return rows, table.filter(failed)
+    def rows(self) -> dict[str, int]:
+        """What a person is told: what, how much."""
+        return {
+            "pairs": self.pairs,
+            "tiles": self.tiles,
+            "with references": self.described,
+            **{f"status {name}": count for name, count in self.statuses.items()},
+            **{f"split {name}": count for name, count in self.splits.items()},
+            **{f"failed: {reason}": count for reason, count in self.errors.items()},
+        }
 
 
 def shard_archive(
@@ -110,15 +67,27 @@ def shard_archive(
 ) -> ShardSummary:
     """Shard the archive of a catalogue; pairs that cannot be opened become failed rows.
 
-    Raises `CatalogueError`, `ReferencesError` or `ConfigError` before Ray is started.
+    Raises what `read_archive` does before Ray is started.
+    """
+    pairs, known = read_archive(catalogue, tile_size, references, options)
+    with session.cluster():
+        require_reader("tiling")
+        index, failed = index_archive(pairs, tile_size, options)
+        return write_shards(index, output, tile_size, known, failed, options)
+
+
+def read_archive(
+    catalogue: str, tile_size: int, references: str | None, options: ReadOptions
+) -> tuple[pa.Table, pa.Table | None]:
+    """The catalogue, and the references if there are any, that fit each other and the options.
+
+    Raises `CatalogueError`, `ReferencesError` or `ConfigError`.
     """
     require_tiling(tile_size, options.overlap)
     pairs = read_catalogue(catalogue)
     known = read_references(references) if references else None
     _require_known_pairs(pairs, known, references or "")
-    with session.cluster():
-        index, failed = index_archive(pairs, tile_size, options)
-        return write_shards(index, output, tile_size, known, failed, options)
+    return pairs, known
 
 
 def _require_known_pairs(pairs: pa.Table, references: pa.Table | None, where: str) -> None:
@@ -140,43 +109,13 @@ def shard_levir_cc(folder: str, output: str) -> ShardSummary:
     if len(sizes) != 1:
         raise DatasetError(f"{folder}: square images of one size are expected, found sides of {sizes} pixels.")
     with session.cluster():
+        require_reader("tiling")
         return write_shards(index, output, sizes[0], references)
 
 
-def tile_blocks(index: pa.Table, options: ReadOptions = DEFAULTS) -> ray.data.Dataset:
-    """The index as a dataset for `read_tiles`, cut so that each block covers few scenes; column `block` numbers them.
-
-    With scaling by percentiles it has the columns `RANGES`, measured in parallel, once for each pair.
-    """
-    if options.scaling == "percentiles":
-        index = _with_ranges(index, options)
-    blocks = []
-    for number, start in enumerate(range(0, len(index), TILES_PER_BLOCK)):
-        block = index.slice(start, TILES_PER_BLOCK).combine_chunks()
-        blocks.append(block.append_column("block", pa.array([number] * len(block), pa.int32())))
-    return ray.data.from_arrow(blocks)
-
-
-def _with_ranges(index: pa.Table, options: ReadOptions) -> pa.Table:
-    """`index`, whose rows of a pair lie together, with the columns `RANGES`."""
-    schema = pa.schema([("pair_id", pa.string()), *((name, pa.list_(pa.float64())) for name in RANGES)])
-    ids = index.column("pair_id").combine_chunks()
-    pairs = index.select(CATALOGUE.names).take(pc.index_in(pc.unique(ids), ids))
-
-    def measure(some: pa.Table) -> pa.Table:
-        rows = [{"pair_id": pair["pair_id"], **range_columns(pair, options)} for pair in some.to_pylist()]
-        return pa.Table.from_pylist(rows, schema=schema)
-
-    found = (
-        ray.data.from_arrow(pairs)
-        .repartition(min(len(pairs), MEASURING_TASKS))
-        .map_batches(measure, batch_format="pyarrow", batch_size=None)
-    )
-    measured = pa.concat_tables(ray.get(found.to_arrow_refs())).cast(schema)
-    measured = measured.take(pc.index_in(ids, measured.column("pair_id").combine_chunks()))
-    for name in RANGES:
-        index = index.append_column(name, measured.column(name))
-    return index
+def require_reader(what: str) -> None:
+    """Raise `ResourceError` where no task that reads could ever run."""
+    session.require(1, 0, what, "Give the cluster a node with CPUs for tasks.")
 
 
 def write_shards(
@@ -196,7 +135,7 @@ def write_shards(
     if _already_done(index, output, settings):
         log.info("%s already holds these shards; nothing to do", output)
         return summarise(output)
-    storage.write_parquet(index, storage.join(output, INDEX_FILE))
+    storage.write_parquet(index.select(INDEX.names), storage.join(output, INDEX_FILE))
     texts = ray.put(references)
 
     def shard(block: pa.Table) -> pa.Table:
@@ -240,7 +179,7 @@ def _already_done(index: pa.Table, output: str, settings: dict[str, Any]) -> boo
             raise StorageError(f"{output}: not empty and no shards of ours ({parts[0]}). Choose another --output.")
         return False
     there = storage.read_parquet(storage.join(output, INDEX_FILE))
-    same = there.schema.names == INDEX.names and there.equals(index)
+    same = there.schema.names == INDEX.names and there.equals(index.select(INDEX.names))
     if not same:
         kind = "columns" if there.schema.names != INDEX.names else "tiles"
         raise StorageError(f"{output}: holds shards with other {kind}. Choose another --output, or delete it first.")

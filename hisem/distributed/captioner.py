@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -27,7 +28,7 @@ from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.tiles import Tile, read_tiles
 from hisem.captions import table as captions
 from hisem.distributed import session
-from hisem.distributed.archive import index_archive, tile_blocks
+from hisem.distributed.index import index_archive, tile_blocks
 from hisem.distributed.shipping import Shipped, ship, unpack
 from hisem.errors import ConfigError
 from hisem.model.bundle import digest as bundle_digest
@@ -42,6 +43,8 @@ PIXELS = [pa.field("before_pixels", pa.binary()), pa.field("after_pixels", pa.bi
 """Both dates of a tile in flight: raw uint8 RGB, tile_size * tile_size * 3 bytes; null where not ok."""
 
 READ = pa.schema([*INDEX, *QUALITY_FIELDS, *PIXELS])
+READ_ROWS = 16
+"""Tiles with pixels that a reader holds at once."""
 STAGE_ROWS = 512
 """Rows staged together: what a killed run loses at most, times the blocks in flight."""
 
@@ -96,8 +99,21 @@ class CaptionSummary:
     """The most frequent captions of changed tiles."""
     seconds: float
 
+    def rows(self) -> dict[str, object]:
+        """What a person is told: what, how much."""
+        return {
+            "pairs": self.pairs,
+            "tiles": self.tiles,
+            "captioned before": self.already,
+            **{f"rows {status}": count for status, count in self.statuses.items()},
+            "changed": self.changed,
+            **{f"failed: {reason}": count for reason, count in self.errors.items()},
+            **{f"caption: {text}": count for text, count in self.captions.items()},
+            "seconds": self.seconds,
+        }
 
-def caption_catalogue(
+
+def caption_job(
     catalogue: str,
     model: str,
     output: str,
@@ -105,8 +121,8 @@ def caption_catalogue(
     tracking_uri: str | None,
     scratch: Path,
     **settings: Any,
-) -> CaptionSummary:
-    """Caption the archive of a catalogue file with a bundle's folder, URI or `models:/` reference.
+) -> tuple[pa.Table, CaptionOptions]:
+    """What `caption_archive` takes, from a catalogue file and a bundle's folder, URI or `models:/` reference.
 
     `scratch` holds a remote bundle while the job runs; `settings` are fields of `CaptionOptions`.
     """
@@ -115,7 +131,7 @@ def caption_catalogue(
     folder = tracking.resolve_model(fixed, tracking_uri, scratch)
     HiSem.from_pretrained(folder)  # a bundle that does not load is told here, not by an actor
     name, version = tracking.model_identity(fixed, tracking_uri, bundle_digest(folder))
-    return caption_archive(pairs, CaptionOptions(output, folder, name, version, **settings))
+    return pairs, CaptionOptions(output, folder, name, version, **settings)
 
 
 def caption_archive(catalogue: pa.Table, options: CaptionOptions) -> CaptionSummary:
@@ -133,14 +149,12 @@ def caption_archive(catalogue: pa.Table, options: CaptionOptions) -> CaptionSumm
 
 def _caption(catalogue: pa.Table, options: CaptionOptions) -> CaptionSummary:
     began = time.perf_counter()
+    require_captioners(options)
     digest = bundle_digest(options.model)
     if left := captions.publish(options.output):
         log.info("published %d row(s) that an interrupted run had finished", left)
     index, failed = index_archive(catalogue, options.tile_size, options.reading)
-    done = captions.captioned_tiles(options.output, digest)
-    known = pa.array(sorted(done), pa.string())
-    todo = index.filter(pc.invert(pc.is_in(index.column("tile_id"), known)))
-    broken = failed.filter(pc.invert(pc.is_in(failed.column("tile_id"), known)))
+    todo, broken = remaining(index, failed, options.output, digest)
     counts: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     sentences: Counter[str] = Counter()
@@ -176,10 +190,15 @@ def _caption(catalogue: pa.Table, options: CaptionOptions) -> CaptionSummary:
     )
 
 
-def _captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterator[pa.Table]:
-    """Stream the rows of the index through readers and captioners; tables of schema CAPTION."""
-    if not len(index):
-        return
+def remaining(index: pa.Table, failed: pa.Table, output: str, digest: str) -> tuple[pa.Table, pa.Table]:
+    """The rows of the index, and of the pairs that cannot be opened, that a model has no row for in `output`."""
+    known = pa.array(sorted(captions.captioned_tiles(output, digest)), pa.string())
+    todo, broken = (rows.filter(pc.invert(pc.is_in(rows.column("tile_id"), known))) for rows in (index, failed))
+    return todo, broken
+
+
+def require_captioners(options: CaptionOptions) -> None:
+    """Raise `ResourceError` where the captioners, and what feeds them, can never run together."""
     # On CPUs Ray lets each captioner read its own tiles; a captioner with a GPU is fed by readers beside it.
     session.require(
         options.captioners + int(options.gpu),
@@ -187,6 +206,12 @@ def _captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterato
         f"captioning with {options.captioners} captioner(s)",
         "Give fewer --captioners or a larger cluster.",
     )
+
+
+def _captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterator[pa.Table]:
+    """Stream the rows of the index through readers and captioners; tables of schema CAPTION."""
+    if not len(index):
+        return
     size, reading = options.tile_size, options.reading
     shipped = ship(options.model)
     dataset = (
@@ -209,9 +234,11 @@ def _captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterato
     yield from dataset.iter_batches(batch_size=STAGE_ROWS, batch_format="pyarrow")
 
 
-def read_pixels(block: pa.Table, tile_size: int, options: ReadOptions = DEFAULTS) -> pa.Table:
-    """The rows of an index block with status and pixels (schema READ); failures are rows."""
-    return pa.Table.from_pylist([_row(tile) for tile in read_tiles(block, tile_size, options)], schema=READ)
+def read_pixels(block: pa.Table, tile_size: int, options: ReadOptions = DEFAULTS) -> Iterator[pa.Table]:
+    """The rows of an index block with status and pixels (schema READ), some at a time; failures are rows."""
+    tiles = read_tiles(block, tile_size, options)
+    while rows := [_row(tile) for tile in islice(tiles, READ_ROWS)]:
+        yield pa.Table.from_pylist(rows, schema=READ)
 
 
 def _row(tile: Tile) -> dict[str, object]:

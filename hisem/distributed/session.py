@@ -13,6 +13,7 @@ import ray
 import ray.data
 import ray.exceptions
 
+from hisem.distributed import budget
 from hisem.errors import HisemError, ResourceError
 
 log = logging.getLogger(__name__)
@@ -83,21 +84,22 @@ def _require_answer(address: str) -> None:
 
 
 def cpus() -> float:
-    """CPUs of the whole cluster."""
-    return float(ray.cluster_resources().get("CPU", 0))
-
-
-def gpus() -> float:
-    """GPUs of the whole cluster."""
-    return float(ray.cluster_resources().get("GPU", 0))
+    """CPUs of the whole cluster, as it is now."""
+    return budget.present()["CPU"]
 
 
 def require(cpu: float, gpu: float, what: str, remedy: str) -> None:
-    """Raise `ResourceError` with the numbers where the cluster can never run `what`, instead of hanging."""
-    for name, needed, there in (("GPU", gpu, gpus()), ("CPU", cpu, cpus())):
-        if needed > there:
+    """Raise `ResourceError` with the numbers where the cluster can never run `what`, instead of hanging.
+
+    Nodes that an autoscaler may still start count.
+    """
+    now, most = budget.present(), budget.most()
+    for kind, needed in (("GPU", gpu), ("CPU", cpu)):
+        if needed > most[kind]:
+            grown = f", and with all that its autoscaler may start {most[kind]:g}" if most[kind] > now[kind] else ""
             raise ResourceError(
-                f"{what} needs {needed:g} {name}s, the cluster has {there:g}: {needed - there:g} are missing. {remedy}"
+                f"{what} needs {needed:g} {kind}s, the cluster has {now[kind]:g}{grown}: "
+                f"{needed - most[kind]:g} are missing. {remedy}"
             )
 
 

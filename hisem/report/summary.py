@@ -20,9 +20,11 @@ def counts_table(title: str, values: Mapping[str, object]) -> Table:
     return table
 
 
-def show(renderable: RenderableType) -> None:
-    """Print to standard output; where that is no terminal, 120 columns wide."""
+def show(renderable: RenderableType, note: str = "") -> None:
+    """Print to standard output, and a note below; where that is no terminal, 120 columns wide."""
     console = Console()
     if not console.is_terminal:
         console.width = 120
     console.print(renderable)
+    if note:
+        console.print(Text(note))

@@ -23,7 +23,7 @@ from hisem.archive.tiles import read_tiles
 from hisem.captions.table import captioned_tiles, read_captions
 from hisem.distributed import evaluator
 from hisem.distributed.archive import shard_archive
-from hisem.distributed.captioner import Captioner, CaptionOptions, caption_archive, caption_catalogue, read_pixels
+from hisem.distributed.captioner import Captioner, CaptionOptions, caption_archive, caption_job, read_pixels
 from hisem.distributed.evaluator import draw_explanations, draw_samples, evaluate
 from hisem.distributed.session import cluster
 from hisem.distributed.shipping import ship
@@ -86,7 +86,7 @@ def test_a_captioner_takes_precision_and_compilation(catalogue, bundle, ray_clus
 
     monkeypatch.setattr(HiSem, "compile", lambda model: compiled.append(model))
     monkeypatch.setattr(HiSem, "caption", spied)
-    tiles = read_pixels(index_pair(catalogue.to_pylist()[0], TILE), TILE)
+    tiles = pa.concat_tables(read_pixels(index_pair(catalogue.to_pylist()[0], TILE), TILE))
     plain = options(bundle, tmp_path)
     for chosen in (plain, replace(plain, precision="bf16", compile=True)):
         Captioner(ship(bundle), chosen, "digest")(tiles)
@@ -154,7 +154,7 @@ def test_a_bundle_that_does_not_fit_is_told_before_ray(catalogue, bundle, shards
     with pytest.raises(BundleError, match="not of the same model"):
         evaluate(shards, broken)
     with pytest.raises(BundleError, match="not of the same model"):
-        caption_catalogue(
+        caption_job(
             storage.join(archive, "catalogue.parquet"),
             str(broken),
             str(tmp_path / "out"),
@@ -196,7 +196,7 @@ def test_levir_cd_scenes_are_the_levir_cc_tiles(shared_data):
     for scene in range(1, 5):
         paths = {d: str(shared_data / "levir_cd_scenes" / d / f"test_{scene}.tif") for d in ("before", "after")}
         pair = {"pair_id": f"test_{scene}", "before": [paths["before"]], "after": [paths["after"]]}
-        table = read_pixels(index_pair(pair, 256), 256)
+        table = pa.concat_tables(read_pixels(index_pair(pair, 256), 256))
         assert table.num_rows == 16
         with rasterio.open(paths["before"]) as raster:
             whole = shapely.box(*raster.bounds)

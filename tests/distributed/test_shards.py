@@ -12,7 +12,8 @@ from hisem.archive.catalogue import read_catalogue
 from hisem.archive.index import index_pair
 from hisem.archive.options import ReadOptions
 from hisem.archive.tiles import read_tiles
-from hisem.distributed.archive import MANIFEST, index_archive, read_shard_columns, shard_archive, shard_levir_cc
+from hisem.distributed.archive import MANIFEST, read_shard_columns, shard_archive, shard_levir_cc
+from hisem.distributed.index import index_archive
 from hisem.errors import StorageError
 from hisem.schemas import SHARD
 
