@@ -27,17 +27,19 @@ REASONS = (
         "access is refused: check the credentials in the environment (for S3 AWS_ACCESS_KEY_ID, "
         "AWS_SECRET_ACCESS_KEY, AWS_REGION) and what they permit; some stores answer so for what is not there",
     ),
-    (r"response code: 404\b|does not exist|not found|NO_SUCH", "it is not there: check bucket and path"),
+    (r"response code: 404\b|does not exist(?! in the file system)|NotFound|NO_SUCH", "it is not there: check bucket and path"),
     (
         r"response code: (429|5\d\d)\b|SLOW_DOWN|request rate|INTERNAL_FAILURE|internal error|UNAVAILABLE",
         "the server is failing: try again later",
     ),
     (
-        r"curl|NETWORK_CONNECTION|resolve host|timed out|too slow",
+        r"\bcurl|NETWORK_CONNECTION|resolve host|timed out|too slow|not exist in the file system",
         "the server cannot be reached: check the network and, for an S3-compatible server, AWS_ENDPOINT_URL",
     ),
 )
-"""What GDAL, libcurl and the AWS SDK say, and what it means. The first that is found counts."""
+"""What GDAL, libcurl and the AWS SDK say, and what it means. The first that is found counts.
+
+GDAL says `does not exist in the file system` of what it could not reach a moment ago."""
 
 
 def reason(message: str) -> str | None:

@@ -215,5 +215,5 @@ def _expected(uri: str | Path, deed: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowInvalid) as error:
-        remedy = reason(str(error)) if is_remote(uri) else None
+        remedy = reason(f"{type(error).__name__}: {error}") if is_remote(uri) else None
         raise StorageError(f"{uri}: cannot be {deed} ({error}){f'; {remedy}' if remedy else ''}.") from error

@@ -4,9 +4,9 @@ It is a process of its own, because opening a raster holds the interpreter's loc
 answer. It prints its address and ends when its standard input does.
 
 Beside S3's requests it knows two of its own: `GET /_log` answers with all requests since the last such call,
-and `POST /_faults` takes a list of `{"path", "status", "times"}`: that many requests of each method whose
-path contains `path` are answered with `status` (null: all of them). Requests signed with the key `wrong` are
-refused, as moto lets everyone in.
+and `POST /_faults` takes a list of `{"path", "status", "times", "seconds"}`: that many requests of each method
+whose path contains `path` (null: all of them) are answered with `status` after so many seconds. Requests that
+are signed with the key `wrong` are refused, as moto lets everyone in.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import logging
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,7 +24,27 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
-REFUSED = "<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+ERRORS = {
+    401: ("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records."),
+    403: ("AccessDenied", "Access Denied"),
+    404: ("NoSuchKey", "The specified key does not exist."),
+    500: ("InternalError", "We encountered an internal error. Please try again."),
+    503: ("SlowDown", "Please reduce your request rate."),
+}
+"""What S3 says beside a status; the first comes with status 403 there, too."""
+
+
+ANYONE = "AWS4-HMAC-SHA256 Credential=anyone/20250101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+"""With it plain requests are served, too."""
+
+
+def refusal(kind: int, status: int) -> Response:
+    code, message = ERRORS[kind]
+    return Response(
+        f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>",
+        status,
+        mimetype="application/xml",
+    )
 
 
 class LoggedStore:
@@ -38,32 +59,34 @@ class LoggedStore:
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         request = Request(environ)
-        with self.lock:
-            answer = self._answer(request)
-            if answer is None:
-                entry = {"method": request.method, "path": request.full_path, "range": request.headers.get("Range")}
-                self.log.append(entry)
-        if answer is not None:
-            return answer(environ, start_response)
-        return self.store(environ, start_response)
-
-    def _answer(self, request: Request) -> Response | None:
-        """What is answered without moto."""
         if request.path == "/_log":
             found, self.log = self.log, []
-            return Response(json.dumps(found))
+            return Response(json.dumps(found))(environ, start_response)
         if request.path == "/_faults":
             self.faults = json.loads(request.get_data())
             self.seen.clear()
-            return Response()
+            return Response()(environ, start_response)
+        with self.lock:
+            self.log.append(
+                {"method": request.method, "path": request.path, "range": request.headers.get("Range")}
+            )
+            fault = self._fault(request)
         if "Credential=wrong/" in request.headers.get("Authorization", ""):
-            return Response(REFUSED.format(code="InvalidAccessKeyId"), 403, mimetype="application/xml")
+            return refusal(401, 403)(environ, start_response)
+        if fault is None:
+            environ.setdefault("HTTP_AUTHORIZATION", ANYONE)
+            return self.store(environ, start_response)
+        time.sleep(fault["seconds"])
+        return refusal(fault["status"], fault["status"])(environ, start_response)
+
+    def _fault(self, request: Request) -> dict[str, Any] | None:
+        """The fault that this request meets."""
         for fault in self.faults:
+            key = request.method, fault["path"]
             if fault["path"] in request.path:
-                self.seen[request.method, fault["path"]] += 1
-                if fault["times"] is None or self.seen[request.method, fault["path"]] <= fault["times"]:
-                    self.log.append({"method": request.method, "path": request.full_path, "status": fault["status"]})
-                    return Response(REFUSED.format(code="Fault"), fault["status"], mimetype="application/xml")
+                self.seen[key] += 1
+                if fault["times"] is None or self.seen[key] <= fault["times"]:
+                    return fault
         return None
 
 

@@ -11,6 +11,7 @@ from rasterio.errors import RasterioError
 from rasterio.session import DummySession
 
 from hisem.object_store import reason, s3_endpoint
+from hisem.storage import is_remote
 
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError, ValueError)
 """Everything that opening, reading, warping or transforming raises for bad input."""
@@ -19,6 +20,8 @@ DRIVERS = ["GTiff", "ENVI", "PNG", "JPEG", "JP2OpenJPEG"]
 """The formats that are opened. Rasters come from strangers, so all of them hold their own pixels: a VRT
 could name any file or address."""
 FORMATS = "GeoTIFF, COG, ENVI, PNG, JPEG and JPEG 2000"
+
+DAMAGED = "the file is damaged or incomplete: copy it again"
 
 # MB of decoded blocks a process keeps; GDAL's own default is a share of the machine, which many workers would
 # multiply. Not among the options below: they come and go with each call, and a cache that is resized is emptied,
@@ -88,9 +91,15 @@ def cause_of(error: BaseException) -> str:
     return str(getattr(error, "errmsg", "") or error).rstrip(". ")
 
 
-def remedy_of(error: BaseException) -> str | None:
-    """What to do where a store or server is the cause, else None. GDAL's class of error says more than its text."""
-    return reason(f"{type(_innermost(error)).__name__}: {cause_of(error)}")
+def remedy_of(error: BaseException, uri: str) -> str | None:
+    """What to do where the store of a remote `uri` is the cause, else None."""
+    # Of the first failure, the class that GDAL has for it says more than the server's own words.
+    return reason(f"{type(_innermost(error)).__name__}: {cause_of(error)}") if is_remote(uri) else None
+
+
+def damage_of(uri: str) -> str:
+    """What is wrong, and to do, where pixels of an open raster cannot be read."""
+    return f"{'its store failed, as the log says, or ' if is_remote(uri) else ''}{DAMAGED}"
 
 
 def _innermost(error: BaseException) -> BaseException:

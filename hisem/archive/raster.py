@@ -18,7 +18,7 @@ from rasterio.io import DatasetReader
 from rasterio.warp import transform_bounds
 
 from hisem import storage
-from hisem.archive.gdal import DRIVERS, FORMATS, GDAL_ERRORS, cause_of, gdal_env, remedy_of
+from hisem.archive.gdal import DAMAGED, DRIVERS, FORMATS, GDAL_ERRORS, cause_of, gdal_env, remedy_of
 from hisem.archive.grid import Grid, is_identity
 from hisem.errors import RasterError
 from hisem.object_store import require_no_secret
@@ -47,12 +47,10 @@ def open_raster(uri: str) -> DatasetReader:
             # `rasterio.open` takes one driver only; the class behind it takes a list, as GDAL does.
             raster = DatasetReader(uri, driver=DRIVERS, sharing=False)
             unrectified = raster.crs is None and bool(raster.gcps[0] or raster.rpcs)
+            _ = raster.mask_flag_enums  # has GDAL look for the mask beside it now, while the settings hold
     except GDAL_ERRORS as error:
-        remedy = remedy_of(error) if storage.is_remote(uri) else None
-        damaged = f"readable are {FORMATS}; if it is one of these, the file is damaged or incomplete: copy it again"
-        raise RasterError(
-            f"{uri}: cannot be opened as a raster ({cause_of(error)}); {remedy or damaged}."
-        ) from error
+        remedy = remedy_of(error, uri) or f"readable are {FORMATS}; if it is one of these, {DAMAGED}"
+        raise RasterError(f"{uri}: cannot be opened as a raster ({cause_of(error)}); {remedy}.") from error
     if unrectified or not _is_upright(raster):
         raster.close()
         found = "control points or RPCs, but no CRS" if unrectified else f"geotransform {tuple(raster.transform)[:6]}"
