@@ -27,7 +27,10 @@ REASONS = (
         "access is refused: check the credentials in the environment (for S3 AWS_ACCESS_KEY_ID, "
         "AWS_SECRET_ACCESS_KEY, AWS_REGION) and what they permit; some stores answer so for what is not there",
     ),
-    (r"response code: 404\b|does not exist(?! in the file system)|NotFound|NO_SUCH", "it is not there: check bucket and path"),
+    (
+        r"response code: 404\b|does not exist(?! in the file system)|NotFound|NO_SUCH",
+        "it is not there: check bucket and path",
+    ),
     (
         r"response code: (429|5\d\d)\b|SLOW_DOWN|request rate|INTERNAL_FAILURE|internal error|UNAVAILABLE",
         "the server is failing: try again later",

@@ -67,9 +67,7 @@ class LoggedStore:
             self.seen.clear()
             return Response()(environ, start_response)
         with self.lock:
-            self.log.append(
-                {"method": request.method, "path": request.path, "range": request.headers.get("Range")}
-            )
+            self.log.append({"method": request.method, "path": request.path, "range": request.headers.get("Range")})
             fault = self._fault(request)
         if "Credential=wrong/" in request.headers.get("Authorization", ""):
             return refusal(401, 403)(environ, start_response)
@@ -94,7 +92,8 @@ def main() -> None:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = make_server("127.0.0.1", 0, LoggedStore(), threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    print(f"http://127.0.0.1:{server.server_port}", flush=True)
+    sys.stdout.write(f"http://127.0.0.1:{server.server_port}\n")
+    sys.stdout.flush()
     sys.stdin.read()
 
 

@@ -35,7 +35,19 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """Which rooms a room may import, beside itself and the foundations."""
 
-WITHOUT_TORCH = {"", "errors", "schemas", "object_store", "storage", "config", "cli", "tracking", "archive", "text", "captions"}
+WITHOUT_TORCH = {
+    "",
+    "errors",
+    "schemas",
+    "object_store",
+    "storage",
+    "config",
+    "cli",
+    "tracking",
+    "archive",
+    "text",
+    "captions",
+}
 TORCH = {"torch", "timm", "torchvision"}
 ONLY_IN = {"ray": {"distributed"}, "mlflow": {"tracking"}}
 

@@ -105,7 +105,11 @@ def test_an_archive_in_a_bucket_gives_the_tiles_it_gives_on_disk(
     for tile_id, tile in here.items():
         other = there[tile_id]
         assert other.row["before"][0].startswith(f"{bucket}/before/")
-        assert (tile.status, tile.before_valid, tile.after_valid) == (other.status, other.before_valid, other.after_valid)
+        assert (tile.status, tile.before_valid, tile.after_valid) == (
+            other.status,
+            other.before_valid,
+            other.after_valid,
+        )
         assert np.array_equal(tile.before, other.before)  # both None where skipped
         assert np.array_equal(tile.after, other.after)
     assert min(tile.after_valid for tile in there.values()) < 0.8  # .msk and clouds were seen
@@ -289,7 +293,10 @@ def test_stac_items_in_a_bucket_are_paired_into_a_catalogue_there(
             "stac_version": "1.0.0",
             "id": f"scene-{year}",
             "collection": "aerial",
-            "geometry": {"type": "Polygon", "coordinates": [[[15, 36], [15.1, 36], [15.1, 36.1], [15, 36.1], [15, 36]]]},
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [[[15, 36], [15.1, 36], [15.1, 36.1], [15, 36.1], [15, 36]]],
+            },
             "bbox": [15, 36, 15.1, 36.1],
             "properties": {"datetime": f"{year}-06-01T10:00:00Z"},
             "links": [],
