@@ -1,7 +1,8 @@
 """Paths and URIs, local or remote, through `pyarrow.fs`.
 
 Every path a person gives may be a local path or a URI that Arrow knows (`file://`, `s3://`, `gs://`).
-Relative local paths are made absolute at once, because Ray workers have other working directories.
+Relative local paths are made absolute at once, because Ray workers have other working directories. Keys in
+buckets are taken as they are written, as GDAL does: nothing in them is decoded.
 """
 
 from __future__ import annotations
@@ -17,6 +18,13 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from hisem.errors import StorageError
+from hisem.object_store import is_unsigned, reason, require_no_secret, s3_endpoint
+
+CONNECT_SECONDS, STALL_SECONDS = 10, 30
+"""How long an S3 server may take to accept a connection, and to send nothing; each is tried three times."""
+
+OBJECT_STORES = ("s3", "gcs", "abfs")
+"""Arrow's names of file systems on which an object appears whole, when it is complete."""
 
 
 def default_storage() -> str:
@@ -45,14 +53,43 @@ def join(uri: str | Path, *parts: str) -> str:
 
 
 def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
-    """The Arrow file system and the path on it. Raises `StorageError` for a scheme Arrow lacks."""
+    """The Arrow file system and the path on it.
+
+    Raises `StorageError` for a scheme that Arrow lacks, and for a URI that holds a secret.
+    """
     text = absolute(uri)
     if not is_remote(text):
         return pafs.LocalFileSystem(), text
+    require_no_secret(text, StorageError)
     try:
+        if text.startswith("s3://"):
+            return _s3(text.removeprefix("s3://"))
         return pafs.FileSystem.from_uri(text)
     except (pa.ArrowInvalid, OSError) as error:
         raise StorageError(f"{text}: not a path or URI that can be opened ({error}).") from error
+
+
+def _s3(path: str) -> tuple[pafs.S3FileSystem, str]:
+    """S3, or the server that the environment names instead, and `path`: the bucket and the key in it."""
+    bucket = path.partition("/")[0]
+    if not bucket or "?" in path:
+        raise StorageError(
+            f"s3://{path}: s3://BUCKET/PATH is needed, without '?'; a server's address and region belong in "
+            "AWS_ENDPOINT_URL and AWS_REGION."
+        )
+    endpoint = s3_endpoint()
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region is None and endpoint is None:
+        region = pafs.resolve_s3_region(bucket)
+    fs = pafs.S3FileSystem(
+        region=region,
+        endpoint_override=endpoint,
+        anonymous=is_unsigned(),
+        connect_timeout=CONNECT_SECONDS,
+        request_timeout=STALL_SECONDS,
+        allow_delayed_open=True,  # so that a small file is one request, and not the three of a multipart upload
+    )
+    return fs, path
 
 
 def exists(uri: str | Path) -> bool:
@@ -114,8 +151,16 @@ def read_bytes(uri: str | Path) -> bytes:
 
 
 def write_bytes(uri: str | Path, content: bytes) -> None:
-    """Write one file so that no reader sees half of it: a hidden temporary name beside it, then a move."""
+    """Write one file so that no reader sees half of it.
+
+    On a file system that takes a hidden temporary name beside it, then a move. An object store shows an object
+    when it is whole, and has neither folders to make nor moves other than a copy.
+    """
     fs, path = filesystem(uri)
+    if fs.type_name in OBJECT_STORES:
+        with _expected(uri, "written"), fs.open_output_stream(path) as stream:
+            stream.write(content)
+        return
     folder, _, name = path.rpartition("/")
     # Hidden, because readers of Parquet folders would trip over what a killed process leaves; unique over hosts.
     temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
@@ -170,4 +215,5 @@ def _expected(uri: str | Path, deed: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowInvalid) as error:
-        raise StorageError(f"{uri}: cannot be {deed} ({error}).") from error
+        remedy = reason(f"{type(error).__name__}: {error}") if is_remote(uri) else None
+        raise StorageError(f"{uri}: cannot be {deed} ({error}){f'; {remedy}' if remedy else ''}.") from error

@@ -12,13 +12,14 @@ PACKAGE = ROOT / "hisem"
 ENTRY_FOLDERS = ("pipelines", "tune")
 ENTRY_LINES = 80
 
-FOUNDATIONS = {"", "errors", "schemas", "storage", "config", "cli"}
+FOUNDATIONS = {"", "errors", "schemas", "object_store", "storage", "config", "cli"}
 """Files beside the rooms that everything may use; "" is the package itself."""
 
 MAY_IMPORT: dict[str, set[str]] = {
     "": {"model"},  # the public name HiSem, on demand
     "errors": set(),
     "schemas": set(),
+    "object_store": set(),
     "storage": set(),
     "config": set(),
     "cli": set(),
@@ -34,7 +35,19 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """Which rooms a room may import, beside itself and the foundations."""
 
-WITHOUT_TORCH = {"", "errors", "schemas", "storage", "config", "cli", "tracking", "archive", "text", "captions"}
+WITHOUT_TORCH = {
+    "",
+    "errors",
+    "schemas",
+    "object_store",
+    "storage",
+    "config",
+    "cli",
+    "tracking",
+    "archive",
+    "text",
+    "captions",
+}
 TORCH = {"torch", "timm", "torchvision"}
 ONLY_IN = {"ray": {"distributed"}, "mlflow": {"tracking"}}
 

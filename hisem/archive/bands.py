@@ -151,7 +151,7 @@ def _view(raster: DatasetReader, bands: Sequence[int], validity: Validity) -> Ba
     Raises `RasterError` where the file is another format to GDAL at large than to `open_raster`.
     """
     try:
-        with gdal_env():
+        with gdal_env(raster.name):
             # A VRT opens its source by whichever driver claims it, allowed here or not.
             with DatasetReader(raster.name, sharing=False) as again:
                 if again.driver != raster.driver:

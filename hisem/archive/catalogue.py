@@ -15,6 +15,7 @@ import pyarrow.csv as pacsv
 
 from hisem import storage
 from hisem.errors import CatalogueError, SchemaError
+from hisem.object_store import require_no_secret
 from hisem.schemas import CATALOGUE, OPTIONAL_PAIR_FIELDS, STRINGS, TIMESTAMP, conform, require_unique
 
 SEPARATOR = "|"
@@ -31,8 +32,8 @@ def read_catalogue(uri: str) -> pa.Table:
     become absolute; URIs stay. Other columns are dropped.
 
     Raises `CatalogueError` for another suffix, missing columns, no rows, a repeated or unsafe `pair_id`,
-    a pair without rasters, a time that is none, or a split other than train, val and test; `StorageError`
-    where the file cannot be read.
+    a pair without rasters, a URI that holds a secret, a time that is none, or a split other than train, val
+    and test; `StorageError` where the file cannot be read.
     """
     raw = read_csv(uri, CATALOGUE.names) if catalogue_suffix(uri) == "csv" else storage.read_parquet(uri)
     folder = storage.absolute(uri).rpartition("/")[0]
@@ -50,10 +51,12 @@ def read_catalogue(uri: str) -> pa.Table:
 def write_catalogue(table: pa.Table, uri: str) -> None:
     """Write a catalogue as `.parquet` or `.csv`, as `read_catalogue` reads it; raster paths stay as they are.
 
-    Raises `CatalogueError` for another suffix, missing columns, or a path that CSV cannot hold.
+    Raises `CatalogueError` for another suffix, missing columns, a path that CSV cannot hold, and whatever
+    `read_catalogue` would refuse in a row.
     """
     suffix = catalogue_suffix(uri)
     table = _conformed(table, uri)
+    _require_sound_rows(table, uri)
     if suffix == "parquet":
         storage.write_parquet(table, uri)
         return
@@ -159,7 +162,7 @@ def _conformed(table: pa.Table, uri: str) -> pa.Table:
 
 
 def _require_sound_rows(table: pa.Table, uri: str) -> None:
-    """Raise `CatalogueError` for an unsafe pair_id, a date without rasters, or an unknown split."""
+    """Raise `CatalogueError` for an unsafe pair_id, a date without rasters, a secret, or an unknown split."""
     unsafe = [pair_id for pair_id in table.column("pair_id").to_pylist() if not SAFE_ID.fullmatch(pair_id)]
     if unsafe:
         raise CatalogueError(
@@ -168,6 +171,8 @@ def _require_sound_rows(table: pa.Table, uri: str) -> None:
         )
     for name in ("before", "after", "before_mask", "after_mask"):
         for row in table.select(["pair_id", name]).to_pylist():
+            for path in row[name] or ():
+                require_no_secret(path or "", CatalogueError)
             # Masks may be absent; a list with a gap in it is a mistake in every column.
             if row[name] == [] and name.endswith("_mask"):
                 continue

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import posixpath
 
 import rasterio
 from rasterio._err import CPLE_BaseError  # the base of what GDAL raises where rasterio does not wrap it
 from rasterio.errors import RasterioError
+from rasterio.session import DummySession
+
+from hisem.object_store import reason, s3_endpoint
+from hisem.storage import is_remote
 
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError, ValueError)
 """Everything that opening, reading, warping or transforming raises for bad input."""
@@ -15,6 +20,8 @@ DRIVERS = ["GTiff", "ENVI", "PNG", "JPEG", "JP2OpenJPEG"]
 """The formats that are opened. Rasters come from strangers, so all of them hold their own pixels: a VRT
 could name any file or address."""
 FORMATS = "GeoTIFF, COG, ENVI, PNG, JPEG and JPEG 2000"
+
+DAMAGED = "the file is damaged or incomplete: copy it again"
 
 # MB of decoded blocks a process keeps; GDAL's own default is a share of the machine, which many workers would
 # multiply. Not among the options below: they come and go with each call, and a cache that is resized is emptied,
@@ -26,18 +33,76 @@ OPTIONS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
     # A truncated JPEG is an error instead of grey pixels.
     "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",
-    "GDAL_HTTP_MAX_RETRY": 3,
-    "GDAL_HTTP_RETRY_DELAY": 1,
 }
+"""What the rest relies on, whatever the environment says."""
+
+REMOTE_OPTIONS = {
+    # Busy servers (429, 5xx) and connections that break are tried again, after 1, 2 and 4 seconds.
+    "GDAL_HTTP_MAX_RETRY": "3",
+    "GDAL_HTTP_RETRY_DELAY": "1",
+    # By itself libcurl waits minutes for a connection, and for data for ever, with the interpreter's lock held.
+    "GDAL_HTTP_CONNECTTIMEOUT": "10",
+    "GDAL_HTTP_LOW_SPEED_LIMIT": "1000",
+    "GDAL_HTTP_LOW_SPEED_TIME": "30",
+    # The header of a large tiled file in one request, instead of one for each 16 kB of it.
+    "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
+}
+"""What suits tiled files behind a URI; the environment has the last word. That neighbouring blocks become one
+request, and scattered ones go out side by side, is GDAL's default."""
 
 
-def gdal_env() -> rasterio.Env:
-    """The settings as a context. Enter it for each call, never across a yield: it is global to the thread."""
-    return rasterio.Env(**OPTIONS)
+SIDECARS = (".hdr", ".msk", ".ovr", ".aux.xml", ".prj", ".wld", "w")
+"""How the names of files end that GDAL is to look for beside a raster; the last are world files (.tfw, .pgw)."""
+
+
+def gdal_env(uri: str | None = None) -> rasterio.Env:
+    """The settings as a context. Enter it for each call, never across a yield: it is global to the thread.
+
+    With the `uri` of a raster that is being opened, GDAL asks a store for `SIDECARS` alone: the drivers and
+    metadata readers know a hundred names, and each costs a request.
+
+    GDAL finds credentials itself, in the environment and where AWS's own tools look; with rasterio's own
+    session it would depend on whether boto3 is installed. Raises `StorageError` as `s3_endpoint` does.
+    """
+    options = REMOTE_OPTIONS | _server_options()
+    if uri is not None:
+        own = posixpath.splitext(uri)[1] or "{noext}"
+        options["CPL_VSIL_CURL_ALLOWED_EXTENSIONS"] = ",".join([own, *SIDECARS])
+    defaults = {name: value for name, value in options.items() if name not in os.environ}
+    return rasterio.Env(session=DummySession(), **defaults, **OPTIONS)
+
+
+def _server_options() -> dict[str, str]:
+    """The S3-compatible server that the environment names, in GDAL's terms; it has the bucket in its paths."""
+    endpoint = s3_endpoint()
+    if endpoint is None:
+        return {}
+    scheme, _, host = endpoint.partition("://")
+    return {
+        "AWS_S3_ENDPOINT": host,
+        "AWS_HTTPS": "YES" if scheme == "https" else "NO",
+        "AWS_VIRTUAL_HOSTING": "FALSE",
+    }
 
 
 def cause_of(error: BaseException) -> str:
     """The innermost message of a chain of exceptions, without its full stop."""
+    error = _innermost(error)
+    return str(getattr(error, "errmsg", "") or error).rstrip(". ")
+
+
+def remedy_of(error: BaseException, uri: str) -> str | None:
+    """What to do where the store of a remote `uri` is the cause, else None."""
+    # Of the first failure, the class that GDAL has for it says more than the server's own words.
+    return reason(f"{type(_innermost(error)).__name__}: {cause_of(error)}") if is_remote(uri) else None
+
+
+def damage_of(uri: str) -> str:
+    """What is wrong, and to do, where pixels of an open raster cannot be read."""
+    return f"{'its store failed, as the log says, or ' if is_remote(uri) else ''}{DAMAGED}"
+
+
+def _innermost(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(getattr(error, "errmsg", "") or error).rstrip(". ")
+    return error

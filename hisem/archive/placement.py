@@ -14,7 +14,7 @@ from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
-from hisem.archive.gdal import GDAL_ERRORS, cause_of, gdal_env
+from hisem.archive.gdal import GDAL_ERRORS, cause_of, damage_of, gdal_env
 from hisem.archive.grid import Grid, Window, is_identity
 from hisem.archive.raster import MAX_DRIFT, bounds_in
 from hisem.errors import RasterError
@@ -67,7 +67,7 @@ class PlacedRaster:
         except GDAL_ERRORS as error:
             raise RasterError(
                 f"{self.name}: rows {rows.start}-{rows.stop} and columns {cols.start}-{cols.stop} cannot be read "
-                f"({cause_of(error)}); the file is damaged or incomplete: copy it again."
+                f"({cause_of(error)}); {damage_of(self.name)}."
             ) from error
 
 

@@ -18,9 +18,10 @@ from rasterio.io import DatasetReader
 from rasterio.warp import transform_bounds
 
 from hisem import storage
-from hisem.archive.gdal import DRIVERS, FORMATS, GDAL_ERRORS, cause_of, gdal_env
+from hisem.archive.gdal import DAMAGED, DRIVERS, FORMATS, GDAL_ERRORS, cause_of, gdal_env, remedy_of
 from hisem.archive.grid import Grid, is_identity
 from hisem.errors import RasterError
+from hisem.object_store import require_no_secret
 
 MAX_DRIFT = 1e-3
 """Pixels by which a raster may deviate from a grid anywhere and still count as lying on it."""
@@ -33,21 +34,23 @@ def open_raster(uri: str) -> DatasetReader:
     """Open one raster for reading; only its header is read.
 
     Raises `RasterError` where it is absent, empty, a folder, unreadable, of another format, rotated, or
-    georeferenced by control points or rational polynomials alone.
+    georeferenced by control points or rational polynomials alone; where a store refuses it or cannot be
+    reached; and where the URI holds a secret.
     """
-    if not storage.is_remote(uri):
+    if storage.is_remote(uri):
+        require_no_secret(uri, RasterError)
+    else:
         _require_readable_file(uri)
     try:
-        with gdal_env(), warnings.catch_warnings():
+        with gdal_env(uri), warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             # `rasterio.open` takes one driver only; the class behind it takes a list, as GDAL does.
             raster = DatasetReader(uri, driver=DRIVERS, sharing=False)
             unrectified = raster.crs is None and bool(raster.gcps[0] or raster.rpcs)
+            _ = raster.mask_flag_enums  # has GDAL look for the mask beside it now, while the settings hold
     except GDAL_ERRORS as error:
-        raise RasterError(
-            f"{uri}: cannot be opened as a raster ({cause_of(error)}). Readable are {FORMATS}; "
-            "if it is one of these, the file is damaged or incomplete: copy it again."
-        ) from error
+        remedy = remedy_of(error, uri) or f"readable are {FORMATS}; if it is one of these, {DAMAGED}"
+        raise RasterError(f"{uri}: cannot be opened as a raster ({cause_of(error)}); {remedy}.") from error
     if unrectified or not _is_upright(raster):
         raster.close()
         found = "control points or RPCs, but no CRS" if unrectified else f"geotransform {tuple(raster.transform)[:6]}"

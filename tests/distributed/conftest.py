@@ -37,8 +37,8 @@ def tiny(**training: Any) -> Experiment:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster():
-    """A local Ray on two CPUs, started once."""
+def ray_cluster(s3_server):
+    """A local Ray on two CPUs, started once; its workers inherit the environment that names the S3 server."""
     with cluster():
         yield
 
