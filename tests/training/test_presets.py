@@ -54,7 +54,7 @@ SECTIONS_1_TO_5 = {
     "model.decoder.dropout": 0.1,
     "model.decoder.max_length": 41,
 }
-OURS = {"training.seed", "training.precision"}
+OURS = {"training.seed", "training.precision", "training.compile"}
 """Values of the paper's preset that the paper says nothing of."""
 
 
