@@ -24,20 +24,20 @@ REASONS = (
     (
         r"response code: 40[13]\b|ACCESS_DENIED|Access ?Denied|INVALID_ACCESS_KEY|access key|SIGNATURE|expired|"
         r"InvalidCredentials|UNRECOGNIZED_CLIENT",
-        "access is refused: check the credentials in the environment (for S3 AWS_ACCESS_KEY_ID, "
+        "Access is refused: check the credentials in the environment (for S3 AWS_ACCESS_KEY_ID, "
         "AWS_SECRET_ACCESS_KEY, AWS_REGION) and what they permit; some stores answer so for what is not there",
     ),
     (
         r"response code: 404\b|does not exist(?! in the file system)|NotFound|NO_SUCH",
-        "it is not there: check bucket and path",
+        "It is not there: check bucket and path",
     ),
     (
         r"response code: (429|5\d\d)\b|SLOW_DOWN|request rate|INTERNAL_FAILURE|internal error|UNAVAILABLE",
-        "the server is failing: try again later",
+        "The server is failing: try again later",
     ),
     (
         r"\bcurl|NETWORK_CONNECTION|resolve host|timed out|too slow|not exist in the file system",
-        "the server cannot be reached: check the network and, for an S3-compatible server, AWS_ENDPOINT_URL",
+        "The server cannot be reached: check the network and, for an S3-compatible server, AWS_ENDPOINT_URL",
     ),
 )
 """What GDAL, libcurl and the AWS SDK say, and what it means. The first that is found counts.

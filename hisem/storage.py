@@ -216,4 +216,4 @@ def _expected(uri: str | Path, deed: str) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowInvalid) as error:
         remedy = reason(f"{type(error).__name__}: {error}") if is_remote(uri) else None
-        raise StorageError(f"{uri}: cannot be {deed} ({error}){f'; {remedy}' if remedy else ''}.") from error
+        raise StorageError(f"{uri}: cannot be {deed} ({error}).{f' {remedy}.' if remedy else ''}") from error

@@ -88,15 +88,15 @@ def test_what_a_store_refuses_and_what_it_lacks_are_told_apart(
     bucket: str, s3_server: Any, monkeypatch: pytest.MonkeyPatch, use: Callable[[str], Any]
 ) -> None:
     began = time.monotonic()
-    with pytest.raises(StorageError, match=r"s3://no-such-bucket/a\.parquet: cannot be .*it is not there"):
+    with pytest.raises(StorageError, match=r"s3://no-such-bucket/a\.parquet: cannot be .*It is not there"):
         use("s3://no-such-bucket/a.parquet")
     s3_server.fail("a.parquet", 403)
-    with pytest.raises(StorageError, match="access is refused"):
+    with pytest.raises(StorageError, match="Access is refused"):
         use(f"{bucket}/a.parquet")
     s3_server.work()
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "wrong")
-        with pytest.raises(StorageError, match="access is refused") as raised:
+        with pytest.raises(StorageError, match="Access is refused") as raised:
             use(f"{bucket}/a.parquet")
         assert "secret-of-the-tests" not in str(raised.value)
     with monkeypatch.context() as patch:
@@ -107,7 +107,7 @@ def test_what_a_store_refuses_and_what_it_lacks_are_told_apart(
 
 
 def test_a_missing_object_is_named(bucket: str) -> None:
-    with pytest.raises(StorageError, match=rf"{bucket}/no\.csv: cannot be read .*it is not there"):
+    with pytest.raises(StorageError, match=rf"{bucket}/no\.csv: cannot be read .*It is not there"):
         storage.read_bytes(f"{bucket}/no.csv")
 
 

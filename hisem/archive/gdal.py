@@ -10,6 +10,7 @@ from rasterio._err import CPLE_BaseError  # the base of what GDAL raises where r
 from rasterio.errors import RasterioError
 from rasterio.session import DummySession
 
+from hisem.errors import StorageError
 from hisem.object_store import reason, s3_endpoint
 from hisem.storage import is_remote
 
@@ -50,7 +51,6 @@ REMOTE_OPTIONS = {
 """What suits tiled files behind a URI; the environment has the last word. That neighbouring blocks become one
 request, and scattered ones go out side by side, is GDAL's default."""
 
-
 SIDECARS = (".hdr", ".msk", ".ovr", ".aux.xml", ".prj", ".wld", "w")
 """How the names of files end that GDAL is to look for beside a raster; the last are world files (.tfw, .pgw)."""
 
@@ -62,7 +62,7 @@ def gdal_env(uri: str | None = None) -> rasterio.Env:
     metadata readers know a hundred names, and each costs a request.
 
     GDAL finds credentials itself, in the environment and where AWS's own tools look; with rasterio's own
-    session it would depend on whether boto3 is installed. Raises `StorageError` as `s3_endpoint` does.
+    session it would depend on whether boto3 is installed.
     """
     options = REMOTE_OPTIONS | _server_options()
     if uri is not None:
@@ -74,7 +74,10 @@ def gdal_env(uri: str | None = None) -> rasterio.Env:
 
 def _server_options() -> dict[str, str]:
     """The S3-compatible server that the environment names, in GDAL's terms; it has the bucket in its paths."""
-    endpoint = s3_endpoint()
+    try:
+        endpoint = s3_endpoint()
+    except StorageError:
+        return {}  # opening a raster of a bucket tells of it; others do without
     if endpoint is None:
         return {}
     scheme, _, host = endpoint.partition("://")

@@ -20,8 +20,8 @@ from rasterio.warp import transform_bounds
 from hisem import storage
 from hisem.archive.gdal import DAMAGED, DRIVERS, FORMATS, GDAL_ERRORS, cause_of, gdal_env, remedy_of
 from hisem.archive.grid import Grid, is_identity
-from hisem.errors import RasterError
-from hisem.object_store import require_no_secret
+from hisem.errors import RasterError, StorageError
+from hisem.object_store import require_no_secret, s3_endpoint
 
 MAX_DRIFT = 1e-3
 """Pixels by which a raster may deviate from a grid anywhere and still count as lying on it."""
@@ -38,7 +38,7 @@ def open_raster(uri: str) -> DatasetReader:
     reached; and where the URI holds a secret.
     """
     if storage.is_remote(uri):
-        require_no_secret(uri, RasterError)
+        _require_usable_uri(uri)
     else:
         _require_readable_file(uri)
     try:
@@ -49,8 +49,8 @@ def open_raster(uri: str) -> DatasetReader:
             unrectified = raster.crs is None and bool(raster.gcps[0] or raster.rpcs)
             _ = raster.mask_flag_enums  # has GDAL look for the mask beside it now, while the settings hold
     except GDAL_ERRORS as error:
-        remedy = remedy_of(error, uri) or f"readable are {FORMATS}; if it is one of these, {DAMAGED}"
-        raise RasterError(f"{uri}: cannot be opened as a raster ({cause_of(error)}); {remedy}.") from error
+        remedy = remedy_of(error, uri) or f"Readable are {FORMATS}; if it is one of these, {DAMAGED}"
+        raise RasterError(f"{uri}: cannot be opened as a raster ({cause_of(error)}). {remedy}.") from error
     if unrectified or not _is_upright(raster):
         raster.close()
         found = "control points or RPCs, but no CRS" if unrectified else f"geotransform {tuple(raster.transform)[:6]}"
@@ -59,6 +59,16 @@ def open_raster(uri: str) -> DatasetReader:
             "so rotated or unrectified ones must be warped first (gdalwarp)."
         )
     return raster
+
+
+def _require_usable_uri(uri: str) -> None:
+    """Raise `RasterError` for a URI that holds a secret, or whose server the environment misnames."""
+    require_no_secret(uri, RasterError)
+    if uri.startswith("s3://"):
+        try:
+            s3_endpoint()
+        except StorageError as error:
+            raise RasterError(f"{uri}: cannot be opened. {error}") from error
 
 
 def _require_readable_file(path: str) -> None:

@@ -216,12 +216,12 @@ def test_each_failure_is_told_by_its_cause(
         put(write_raster(f"{name}.tif", noise()))
     put(str(tmp_path / "junk.tif"))
     root = bucket if scheme == "s3" else bucket.replace("s3:/", s3_server.address)
-    assert "it is not there" in failure(f"{root}/missing.tif")
+    assert "It is not there" in failure(f"{root}/missing.tif")
     assert "copy it again" in failure(f"{root}/junk.tif")
     s3_server.fail("/a.tif", 403)
-    assert "access is refused" in failure(f"{root}/a.tif")
+    assert "Access is refused" in failure(f"{root}/a.tif")
     s3_server.fail("/b.tif", 503)
-    assert "the server is failing" in failure(f"{root}/b.tif")
+    assert "The server is failing" in failure(f"{root}/b.tif")
     monkeypatch.setenv("GDAL_HTTP_LOW_SPEED_TIME", "1")
     monkeypatch.setenv("GDAL_HTTP_MAX_RETRY", "0")
     s3_server.fail("/c.tif", 503, seconds=4)
@@ -229,14 +229,14 @@ def test_each_failure_is_told_by_its_cause(
     if scheme == "http":
         assert "cannot be reached" in failure("http://127.0.0.1:9/a.tif")
         return
-    assert "it is not there" in failure("s3://no-such-bucket/a.tif")
+    assert "It is not there" in failure("s3://no-such-bucket/a.tif")
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
         assert "cannot be reached" in failure(f"{bucket}/d.tif")
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "wrong")
         message = failure(f"{bucket}/e.tif")
-        assert "access is refused" in message
+        assert "Access is refused" in message
         assert "secret-of-the-tests" not in message
 
 
@@ -281,6 +281,15 @@ def test_what_the_environment_sets_is_kept(monkeypatch: pytest.MonkeyPatch) -> N
     assert settings["AWS_S3_ENDPOINT"] == "minio.example:9000"
     assert settings["AWS_HTTPS"] == "YES"
     assert not [name for name in settings if "KEY" in name or "TOKEN" in name]
+
+
+def test_a_misnamed_server_fails_what_needs_it_alone(
+    write_raster: Write, noise: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "minio:9000")
+    with pytest.raises(RasterError, match="AWS_ENDPOINT_URL_S3: found minio:9000"):
+        open_raster("s3://bucket/a.tif")
+    open_raster(write_raster("a.tif", noise())).close()
 
 
 def test_stac_items_in_a_bucket_are_paired_into_a_catalogue_there(
