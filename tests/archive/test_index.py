@@ -95,7 +95,7 @@ def test_broken_rasters_are_named_with_cause_and_remedy(write_raster: Write, noi
         str(tmp_path / "empty.tif"): "the file is empty",
         str(tmp_path / "folder.tif"): "is a folder",
         f"{good}/scene.tif": "cannot be reached",
-        str(tmp_path / "text.tif"): r"cannot be opened .* readable are GeoTIFF",
+        str(tmp_path / "text.tif"): r"cannot be opened .* Readable are GeoTIFF",
         str(tmp_path / "header.tif"): "damaged or incomplete",
         str(vrt): "cannot be opened",
         rotated: "must be warped first",
