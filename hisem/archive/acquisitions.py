@@ -16,6 +16,7 @@ from typing import Any
 import shapely
 
 from hisem.archive.footprints import repaired
+from hisem.object_store import has_secret, masked
 
 
 class Reason(StrEnum):
@@ -134,6 +135,16 @@ def checked_time(value: Any) -> datetime:
         return in_utc(value if isinstance(value, datetime) else datetime.fromisoformat(value.strip()))
     except (ValueError, AttributeError, OverflowError) as error:
         raise Unusable(Reason.NO_DATETIME, f"its time {value!r} is not ISO 8601") from error
+
+
+def checked_raster(uri: str) -> str:
+    """The path or URI of a raster. Raises `Unusable` where it holds a secret, which no catalogue takes."""
+    if has_secret(uri):
+        raise Unusable(
+            Reason.NO_ASSET,
+            f"{masked(uri)} holds a password, key or signature; put credentials into the environment instead",
+        )
+    return uri
 
 
 def checked_footprint(geometry: shapely.Geometry | None) -> shapely.Geometry:

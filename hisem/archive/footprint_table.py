@@ -17,6 +17,7 @@ from hisem.archive.acquisitions import (
     Unusable,
     checked_cloud_cover,
     checked_footprint,
+    checked_raster,
     checked_time,
     collected,
 )
@@ -89,4 +90,4 @@ def _paths(value: Any, name: str, folder: str) -> tuple[str, ...]:
     known = tuple(path for path in paths if path)
     if not known or len(known) < len(paths):
         raise Unusable(Reason.NO_ASSET, f"column {name} names no raster, or an empty one")
-    return known
+    return tuple(map(checked_raster, known))

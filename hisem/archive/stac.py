@@ -22,6 +22,7 @@ from hisem.archive.acquisitions import (
     Unusable,
     checked_cloud_cover,
     checked_footprint,
+    checked_raster,
     checked_time,
     collected,
 )
@@ -245,7 +246,7 @@ def _href(item: pystac.Item, name: str) -> str:
     href = item.assets[name].get_absolute_href()
     if not href:
         raise Unusable(Reason.NO_ASSET, f"asset {name} has the href {item.assets[name].href!r}, relative to nothing")
-    return storage.absolute(href)
+    return checked_raster(storage.absolute(href))
 
 
 def _told(assets: Mapping[str, pystac.Asset]) -> str:

@@ -91,6 +91,7 @@ def test_days_are_times(tmp_path: Path) -> None:
         ({"geometry": "POINT (0 0)"}, Reason.NO_GEOMETRY, "a Point without area"),
         ({"rasters": None}, Reason.NO_ASSET, "column rasters names no raster"),
         ({"rasters": "a.tif| "}, Reason.NO_ASSET, "column rasters names no raster, or an empty one"),
+        ({"rasters": "https://me:pw@x.example/a.tif"}, Reason.NO_ASSET, "https://x.example/a.tif holds a password"),
         ({"mask": "|"}, Reason.NO_ASSET, "column mask names no raster"),
         ({"cloud_cover": "some"}, Reason.BAD_CLOUD_COVER, "'some' is not a percentage"),
     ],

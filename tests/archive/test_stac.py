@@ -170,6 +170,12 @@ TWO_BANDS = {"B02": asset("2", "data"), "B03": asset("3", "data")}
         (item(assets=TWO_BANDS), AssetChoice(("B02", "B04")), Reason.NO_ASSET, "no asset B04; it has B02, B03"),
         (item(assets=TWO_BANDS), AssetChoice(("B0[4-9]",)), Reason.NO_ASSET, "no asset B0[4-9]; it has B02, B03"),
         (item(), AssetChoice(mask="cloud"), Reason.NO_ASSET, "no asset cloud; it has visual, thumbnail"),
+        (
+            item(assets={"visual": asset("https://x.example/a.tif?sig=abc")}),
+            AssetChoice(),
+            Reason.NO_ASSET,
+            "https://x.example/a.tif?*** holds a password, key or signature",
+        ),
         (item(assets={"visual": {}}), AssetChoice(), Reason.NOT_AN_ITEM, "not a STAC item"),
         (item(assets=["visual"]), AssetChoice(), Reason.NOT_AN_ITEM, "not a STAC item"),
         (item(links=[3]), AssetChoice(), Reason.NOT_AN_ITEM, "not a STAC item"),
