@@ -23,7 +23,7 @@ demo: $(STAMP)  ## the whole way on a synthetic archive: results under demo/
 test: $(STAMP)  ## tests that a user runs
 	$(BIN)/python -m pytest -m 'not slow'
 
-test-slow: $(STAMP)  ## kills, and the whole demo with its thresholds
+test-slow: $(STAMP)  ## kills, an autoscaler, compilation, the whole demo
 	$(BIN)/python -m pytest -m slow
 
 check: $(STAMP)  ## format, lint, types
