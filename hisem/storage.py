@@ -8,10 +8,12 @@ buckets are taken as they are written, as GDAL does: nothing in them is decoded.
 from __future__ import annotations
 
 import os
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -22,6 +24,11 @@ from hisem.object_store import is_unsigned, reason, require_no_secret, s3_endpoi
 
 CONNECT_SECONDS, STALL_SECONDS = 10, 30
 """How long an S3 server may take to accept a connection, and to send nothing; each is tried three times."""
+
+LONGEST_PAUSE = 30.0
+"""Seconds between two attempts of `patiently` at most."""
+
+T = TypeVar("T")
 
 OBJECT_STORES = ("s3", "gcs", "abfs")
 """Arrow's names of file systems on which an object appears whole, when it is complete."""
@@ -125,6 +132,14 @@ def list_files(uri: str | Path, suffix: str = "") -> list[str]:
     return sorted(found)
 
 
+def list_folders(uri: str | Path) -> list[str]:
+    """Sorted names of the folders in `uri`; an absent folder has none."""
+    fs, path = filesystem(uri)
+    with _expected(uri, "listed"):
+        infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+
+
 def make_dir(uri: str | Path) -> None:
     """Create a folder and its parents; nothing happens where it exists."""
     fs, path = filesystem(uri)
@@ -207,6 +222,25 @@ def upload(folder: Path, uri: str | Path) -> None:
     with _expected(uri, "written"):
         fs.create_dir(path, recursive=True)
         pafs.copy_files(str(folder), path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
+
+
+def patiently(act: Callable[[], T], seconds: float, tell: Callable[[str], None]) -> T:
+    """What `act` returns, trying again for `seconds` while storage fails; `tell` hears of each failure.
+
+    `act` must be one that can be repeated. Raises the last `StorageError` when the time is over.
+    """
+    until, pause = time.monotonic() + seconds, 1.0
+    while True:
+        try:
+            return act()
+        except StorageError as error:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise
+            pause = min(pause, left)
+            tell(f"{error} Trying again in {pause:.0f} s, for {left:.0f} s more.")
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Train HiSem on shards. The same --name goes on where it stopped.
 
 Every value of the model and the training can be set: by --preset, then by --config FILE (YAML), then by
-flags, in that order. Without --data the demo archive is used, and made if absent.
+flags, in that order. With --init the model is the one named there, and the preset is the training alone.
+Without --data the demo archive is used, and made if absent.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from hisem import cli, storage
+from hisem.training.execution import Execution
 from hisem.training.options import parse_experiment
 from hisem.training.presets import PresetName
 from hisem.training.recipe import Experiment
@@ -29,12 +31,11 @@ class Options(cli.Common):
     """Folder or URI for runs, shared by all nodes of a cluster (default: $HISEM_STORAGE, else ~/hisem)."""
     name: str = "train"
     """Name of the run."""
-    workers: int = 2
-    """Training processes."""
-    gpu: bool = False
-    """Give each worker one GPU."""
     tracking: str | None = None
     """MLflow tracking URI (default: $MLFLOW_TRACKING_URI, else SQLite under the storage root)."""
+    register: str = "hisem"
+    """Registered model that the best bundle becomes a version of; '' registers nothing."""
+    execution: Annotated[Execution, cli.FLAT] = field(default_factory=Execution)
     experiment: Annotated[Experiment, cli.FLAT] = field(default_factory=Experiment)
 
 
@@ -49,15 +50,15 @@ def main(options: Options) -> int:
     summary = train(
         options.experiment,
         TrainOptions(
-            tracking=options.tracking or tracking.default_uri(),
             data=storage.absolute(options.data) if options.data else default_data(),
             storage=storage.absolute(options.storage),
             name=options.name,
-            workers=options.workers,
-            gpu=options.gpu,
+            tracking=options.tracking or tracking.default_uri(),
+            register=options.register,
+            execution=options.execution,
         ),
     )
-    show(counts_table(f"Best model of run {options.name}", summary.metrics))
+    show(counts_table(f"Best model of run {options.name}", summary.metrics), summary.registered)
     print(f"bundle: {summary.bundle}\nMLflow run: {summary.run_id}")
     return cli.Exit.DONE
 

@@ -26,8 +26,12 @@ KINDS = ("CPU", "GPU")
 
 def present() -> dict[str, float]:
     """CPUs and GPUs of the nodes that the cluster has now."""
-    there = ray.cluster_resources()
-    return {kind: float(there.get(kind, 0)) for kind in KINDS}
+    return sizes(ray.cluster_resources())
+
+
+def sizes(resources: Mapping[str, float]) -> dict[str, float]:
+    """CPUs and GPUs of what Ray calls resources, 0 where it names none."""
+    return {kind: float(resources.get(kind, 0)) for kind in KINDS}
 
 
 def most() -> dict[str, float]:

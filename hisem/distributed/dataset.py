@@ -105,6 +105,7 @@ def pixels(split: Split) -> ray.data.Dataset:
 
     files = sorted(set(split.rows.column("file").to_pylist()))
     dataset = ray.data.from_arrow([pa.table({"file": [file]}) for file in files])
+    dataset.context.execution_options.preserve_order = True  # so that a run which goes on sees what it would have
     dataset = dataset.map_batches(load, batch_format="pyarrow", batch_size=None)
     store = ray.cluster_resources().get("object_store_memory", 0)
     return dataset.materialize() if split.pixel_bytes < CACHE_SHARE * store else dataset
@@ -128,11 +129,12 @@ def decode(table: pa.Table) -> dict[str, np.ndarray]:
 
 class EvenTrainingExactValidation(DataConfig):
     """Splits `train` evenly over the workers, which leaves out fewer tiles than there are workers, and
-    `val` without dropping or doubling any tile.
+    `val` without dropping or doubling any tile. For a given number of workers the order is always the same.
     """
 
     def configure(self, datasets, world_size, worker_handles, worker_node_ids, **kwargs):  # type: ignore[no-untyped-def]
         """One dictionary of iterators per worker, as Ray Train asks."""
+        ray.data.DataContext.get_current().execution_options.preserve_order = True  # of Ray Train's own process
         even = {name: dataset for name, dataset in datasets.items() if name == "train"}
         shares = super().configure(even, world_size, worker_handles, worker_node_ids, **kwargs)
         if "val" in datasets:  # Ray asks for one dataset at a time

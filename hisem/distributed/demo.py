@@ -27,7 +27,6 @@ from hisem.training.presets import preset
 log = logging.getLogger(__name__)
 
 ARCHIVE = SyntheticConfig(scenes=80)
-WORKERS = 2
 RUN = "demo"
 
 
@@ -115,7 +114,7 @@ def kinds_named(results: list[TileResult], references: str) -> float:
 
 
 def _train(root: str, shards: str, uri: str) -> TrainSummary:
-    options = TrainOptions(shards, storage.join(root, "runs"), RUN, uri, WORKERS)
+    options = TrainOptions(shards, storage.join(root, "runs"), RUN, uri)
     return train(preset("demo"), options)
 
 

@@ -61,12 +61,17 @@ def _expected() -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
-        inner: BaseException | None = error  # Ray's own class may derive from the one it carries, too
-        while inner is not None and (isinstance(inner, ray.exceptions.RayError) or not isinstance(inner, HisemError)):
-            inner = getattr(inner, "cause", None) or inner.__cause__
-        if inner is None:
+        if (inner := expected(error)) is None:
             raise
         raise inner from error
+
+
+def expected(error: BaseException) -> HisemError | None:
+    """The expected error that `error` is or that Ray carries in it, if any."""
+    inner: BaseException | None = error  # Ray's own class may derive from the one it carries, too
+    while inner is not None and (isinstance(inner, ray.exceptions.RayError) or not isinstance(inner, HisemError)):
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    return inner
 
 
 def _require_answer(address: str) -> None:
@@ -101,6 +106,26 @@ def require(cpu: float, gpu: float, what: str, remedy: str) -> None:
                 f"{what} needs {needed:g} {kind}s, the cluster has {now[kind]:g}{grown}: "
                 f"{needed - most[kind]:g} are missing. {remedy}"
             )
+
+
+def require_places(count: int, cpu: float, gpu: float, what: str, remedy: str) -> None:
+    """Raise `ResourceError` where the nodes have no place for `count` processes of `cpu` and `gpu`, each on one node.
+
+    Not told where an autoscaler may start nodes, whose sizes are not known here.
+    """
+    if budget.most() != budget.present():
+        return
+    nodes = [budget.sizes(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    places = sum(
+        int(min(node[kind] / each + 1e-9 for kind, each in (("CPU", cpu), ("GPU", gpu)) if each)) for node in nodes
+    )
+    if places < count:
+        sizes = ", ".join(f"{node['CPU']:g} CPUs" + (f" and {node['GPU']:g} GPUs" if gpu else "") for node in nodes)
+        raise ResourceError(
+            f"{what} needs {count} places of {cpu:g} CPU(s)"
+            f"{f' and {gpu:g} GPU(s)' if gpu else ''}, each on one node; the cluster has {places} "
+            f"(its nodes: {sizes}). {remedy}"
+        )
 
 
 def _configure() -> None:

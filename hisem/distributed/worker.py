@@ -5,30 +5,44 @@ Shapes are those of `hisem.training`.
 
 from __future__ import annotations
 
-import random
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
+import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from torch import nn
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from hisem.config import from_dict
+from hisem import storage
+from hisem.distributed import run_file
+from hisem.distributed.session import expected
+from hisem.distributed.shipping import Shipped, unpack
+from hisem.distributed.supervisor import DrainError
+from hisem.errors import HisemError, TrainingError
 from hisem.model.hisem import HiSem
+from hisem.model.warm_start import start_from
+from hisem.text.metrics import CaptionScorer
 from hisem.text.vocabulary import Vocabulary
-from hisem.training.batches import Batch, Collate
-from hisem.training.epoch import EpochSummary, make_optimizer, train_epoch
+from hisem.training.batches import Batch, Collate, local_batch_sizes, rebatch
+from hisem.training.checkpoints import BUNDLE, Checkpoints, Progress, load_optimizer, read_progress, save_optimizer
+from hisem.training.epoch import EpochSums, StepReport, make_optimizer, train_epoch
 from hisem.training.evaluation import TileResult, caption_batches, score
+from hisem.training.objective import gathered
 from hisem.training.recipe import Experiment
 
-BUNDLE, STATE = "bundle", "state.pt"
+VALIDATION = "validation.parquet"
 SHUFFLE_BYTES = 256 * 2**20
 """Pixels mixed by each worker's shuffle buffer."""
 
@@ -36,150 +50,235 @@ EVERY_SECONDS = 5.0
 """Least time between two progress lines."""
 
 
+@dataclass(frozen=True)
+class Orders:
+    """What the driver gives each worker."""
+
+    experiment: Experiment
+    vocabulary: Vocabulary
+    init: Shipped | None
+    """The bundle that training starts from, instead of the backbone's weights alone."""
+    run: str
+    """Folder or URI of the run's checkpoints."""
+    train_rows: int
+    tile_size: int
+    threads: int
+    keep: int
+    """Best checkpoints to keep."""
+    checkpoint_seconds: float
+    """Time between two checkpoints inside an epoch."""
+    patience: float
+    """Seconds for which a storage that fails is tried again."""
+    supervisor: Any
+    """The actor of `hisem.distributed.supervisor`."""
+
+
 def train_worker(config: dict[str, Any]) -> None:
-    """The training loop that Ray Train runs on every worker.
+    """The training loop that Ray Train runs on every worker; `config` holds `orders`.
 
-    `config`: `experiment` and `vocabulary` as plain data, `train_rows`, `tile_size`, `mailbox`, `threads`.
+    An error that starting anew would not mend ends the run: the supervisor hears of it, and workers that Ray Train
+    starts for another attempt leave at once.
     """
-    torch.set_num_threads(config["threads"])
-    experiment = from_dict(Experiment, config["experiment"], "experiment")
-    recipe = experiment.training
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    _seed(recipe.seed)
-    fresh = ray.train.get_checkpoint() is None  # else the checkpoint brings the backbone's weights
-    hisem = HiSem(experiment.model, Vocabulary.from_dict(config["vocabulary"]), pretrained=fresh)
-    device = ray.train.torch.get_device()
-    hisem.to(device)
-    if recipe.compile:
-        hisem.compile()
-    optimizer = make_optimizer(hisem, recipe)
-    history = _restore(hisem, optimizer)
-    model = ray.train.torch.prepare_model(
-        hisem, move_to_device=False, parallel_strategy_kwargs={"find_unused_parameters": True}
-    )
-    local_batch = recipe.batch_size // world
-    steps = -(-(config["train_rows"] // world) // local_batch)
-    if history and rank == 0:
-        ray.get(config["mailbox"].put.remote({"kind": "history", "epochs": history}))
-    for epoch in range(len(history), recipe.epochs):
-        _seed(recipe.seed + 1_000_003 * (epoch + 1) + rank)
-        collate = Collate(hisem.vocabulary, experiment.model.decoder.max_length, recipe.seed, epoch)
-        progress = _Progress(config["mailbox"] if rank == 0 else None, epoch, recipe.epochs, steps, recipe.batch_size)
-        summary = train_epoch(
-            model,
-            hisem,
-            _train_batches(collate, local_batch, config["tile_size"]),
-            optimizer,
-            recipe,
-            epoch,
-            steps,
-            progress,
+    orders: Orders = config["orders"]
+    if ray.get(orders.supervisor.begin.remote()) is not None:
+        return
+    try:
+        Worker(orders).train()
+    except (HisemError, ray.exceptions.RayError) as error:
+        if (reason := expected(error)) is not None:
+            ray.get(orders.supervisor.give_up.remote(reason))
+        raise
+
+
+class Worker:
+    """One of the processes that train a model together."""
+
+    def __init__(self, orders: Orders) -> None:
+        self.orders = orders
+        self.recipe = orders.experiment.training
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        torch.set_num_threads(orders.threads)
+        if not storage.exists(storage.join(orders.run, run_file.NAME)):
+            raise TrainingError(
+                f"{orders.run}: worker {self.rank} on {socket.gethostname()} does not see the run's folder. Give "
+                "--storage that all nodes share: an object store or a network file system."
+            )
+        self.checkpoints = Checkpoints(orders.run, orders.keep, orders.patience, self._tell)
+        self.hisem, self.optimizer, self.progress = self._start()
+        if self.recipe.compile:
+            self.hisem.compile()
+        self.model: nn.Module = ray.train.torch.prepare_model(
+            self.hisem, move_to_device=False, parallel_strategy_kwargs={"find_unused_parameters": True}
         )
-        _agree_on_buffers(hisem)
+        self.sizes = local_batch_sizes(orders.train_rows // self.world, self.recipe.batch_size, self.rank, self.world)
+        self.saved = time.monotonic()
+
+    def train(self) -> None:
+        """Train from where the run stands to its end."""
+        self.put(
+            {"kind": "started", "workers": self.world, "epoch": self.progress.epoch, "step": self.progress.done.steps}
+        )
+        with ExitStack() as stack:
+            scorer = stack.enter_context(CaptionScorer(meteor=self.recipe.meteor)) if self.rank == 0 else None
+            for epoch in range(self.progress.epoch, self.recipe.epochs):
+                if self.recipe.stale(self.progress.history):
+                    break
+                self._epoch(epoch, scorer)
+
+    def _start(self) -> tuple[HiSem, torch.optim.Optimizer, Progress]:
+        """The model on its device, its optimizer, and how far the run is: as the latest checkpoint has them, if any."""
+        torch.manual_seed(self.recipe.seed)
+        experiment, vocabulary = self.orders.experiment, self.orders.vocabulary
+        device = ray.train.torch.get_device()
+        latest = self.checkpoints.latest()
+        with tempfile.TemporaryDirectory() as scratch:
+            if latest is not None:
+                folder = self.checkpoints.fetch(latest, Path(scratch))
+                hisem, progress = HiSem.from_pretrained(folder / BUNDLE), read_progress(folder)
+                optimizer = make_optimizer(hisem.to(device), self.recipe)
+                load_optimizer(optimizer, folder)
+                return hisem, optimizer, progress
+        if self.orders.init is not None:
+            hisem = start_from(unpack(self.orders.init), experiment.model, vocabulary)
+        else:
+            hisem = HiSem(experiment.model, vocabulary)
+        return hisem, make_optimizer(hisem.to(device), self.recipe), Progress()
+
+    def _epoch(self, epoch: int, scorer: CaptionScorer | None) -> None:
+        collate = Collate(
+            self.hisem.vocabulary, self.orders.experiment.model.decoder.max_length, self.recipe.seed, epoch
+        )
+        summary = train_epoch(
+            self.model,
+            self.hisem,
+            self._train_batches(collate),
+            self.optimizer,
+            self.recipe,
+            epoch,
+            len(self.sizes),
+            done=self.progress.done,
+            on_step=_Reporter(self, epoch),
+            wants_checkpoint=self._wants_checkpoint,
+            checkpoint=self._checkpoint_inside,
+        )
+        self._agree_on_buffers()
         began = time.perf_counter()
-        metrics = validate(hisem, _val_batches(collate))
-        history.append(_report(epoch, summary, metrics, time.perf_counter() - began))
-        _checkpoint(hisem, optimizer, history, rank)
-        if rank == 0:
-            ray.get(config["mailbox"].put.remote({"kind": "epoch", **history[-1]}))
+        results, metrics = self._validate(collate, scorer)
+        report = {
+            "epoch": epoch,
+            **{f"train_{name}": float(value) for name, value in asdict(summary).items()},
+            **{f"val_{name}": float(value) for name, value in metrics.items()},
+            "val_seconds": time.perf_counter() - began,
+        }
+        self.progress = Progress(epoch + 1, history=[*self.progress.history, report])
+        self._save(results)
+        self.put({"kind": "epoch", **report})
+        ray.train.report(report)
+        self._leave_if_drained()
+
+    def _validate(self, collate: Collate, scorer: CaptionScorer | None) -> tuple[list[TileResult], dict[str, float]]:
+        """What the model says of the validation tiles of all workers, by tile, and what it scores: on all workers."""
+        batches = (collate(columns) for columns in ray.train.get_dataset_shard("val").iter_batches(batch_size=64))
+        parts = gathered(caption_batches(self.hisem, batches))
+        results = sorted((result for part in parts for result in part), key=lambda result: result.tile_id)
+        # Scored by one: METEOR is a process of its own, and workers may share a machine.
+        metrics = [score(results) if scorer is not None else {}]
+        if dist.is_initialized():
+            dist.broadcast_object_list(metrics)
+        return results, metrics[0]
+
+    def _train_batches(self, collate: Collate) -> Iterator[Batch]:
+        """This worker's batches of an epoch: the same ones in the same order whenever it is run anew."""
+        size = max(self.sizes)
+        pixels = 2 * 3 * self.orders.tile_size**2
+        columns = ray.train.get_dataset_shard("train").iter_batches(
+            batch_size=size,
+            prefetch_batches=4,
+            local_shuffle_buffer_size=max(2 * size, SHUFFLE_BYTES // pixels),
+            local_shuffle_seed=collate.seed + collate.epoch,
+        )
+        return (collate(part) for part in islice(rebatch(columns, self.sizes), self.progress.done.steps, None))
+
+    def _agree_on_buffers(self) -> None:
+        """Give every worker rank 0's batch-norm statistics; DDP would do so only at the next step."""
+        if dist.is_initialized():
+            for buffer in self.hisem.buffers():
+                dist.broadcast(buffer, 0)
+
+    def _save(self, results: list[TileResult] | None) -> None:
+        """Write a checkpoint of `self.progress`, with the validation behind it at the end of an epoch."""
+        if self.rank == 0:
+            report = self.progress.history[-1] if results else {}
+
+            def fill(folder: Path) -> None:
+                scores = {name: value for name, value in report.items() if name.startswith(("val_", "epoch"))}
+                self.hisem.save_pretrained(folder / BUNDLE, scores)
+                save_optimizer(self.optimizer, folder)
+                if results:
+                    pq.write_table(pa.Table.from_pylist([asdict(r) for r in results]), folder / VALIDATION)
+
+            self.checkpoints.save(fill, self.progress, report.get(f"val_{self.recipe.metric}"))
+            self.put({"kind": "checkpoint"})
+        self.saved = time.monotonic()
+        if dist.is_initialized():
+            dist.barrier()
+
+    def _wants_checkpoint(self) -> bool:
+        """Whether this worker asks for a checkpoint inside the epoch; one that does suffices."""
+        late = self.rank == 0 and time.monotonic() - self.saved > self.orders.checkpoint_seconds
+        return late or ray.train.get_preemption_info() is not None
+
+    def _checkpoint_inside(self, done: EpochSums) -> None:
+        self.progress = replace(self.progress, done=done)
+        self._save(None)
+        self._leave_if_drained()
+
+    def _leave_if_drained(self) -> None:
+        """Raise on all workers when a node of any of them is about to go: what is done is in the checkpoint."""
+        if any(gathered(ray.train.get_preemption_info() is not None)):
+            raise DrainError("a node is about to be taken away; a checkpoint is written")
+
+    def put(self, event: dict[str, Any]) -> None:
+        """Tell the driver, once for all workers."""
+        if self.rank == 0:
+            ray.get(self.orders.supervisor.put.remote(event))
+
+    def _tell(self, message: str) -> None:
+        self.put({"kind": "storage", "message": message})
 
 
-def validate(hisem: HiSem, batches: Iterator[Batch]) -> dict[str, float]:
-    """Metrics over the validation tiles of all workers; the same on every worker."""
-    mine = caption_batches(hisem, batches)
-    everyone: list[list[TileResult] | None] = [mine]
-    if dist.is_initialized():
-        everyone = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, mine)
-    results = [result for part in everyone if part for result in part]
-    return score(sorted(results, key=lambda result: result.tile_id))
+class _Reporter:
+    """Tells the driver of steps: the first, the last, and between them one in a few seconds."""
 
+    def __init__(self, worker: Worker, epoch: int) -> None:
+        self._worker, self._epoch = worker, epoch
+        self._done = worker.progress.done.steps
+        self._waited = worker.progress.done.waiting
+        self._start = time.perf_counter()
+        self._told = -EVERY_SECONDS
 
-def _train_batches(collate: Collate, size: int, tile_size: int) -> Iterator[Batch]:
-    shard = ray.train.get_dataset_shard("train")
-    rows = shard.iter_batches(
-        batch_size=size,
-        prefetch_batches=4,
-        local_shuffle_buffer_size=max(2 * size, SHUFFLE_BYTES // (2 * 3 * tile_size**2)),
-        local_shuffle_seed=collate.seed + collate.epoch,
-    )
-    return (collate(columns) for columns in rows)
-
-
-def _val_batches(collate: Collate) -> Iterator[Batch]:
-    return (collate(columns) for columns in ray.train.get_dataset_shard("val").iter_batches(batch_size=64))
-
-
-def _agree_on_buffers(hisem: HiSem) -> None:
-    """Give every worker rank 0's batch-norm statistics; DDP would do so only at the next step."""
-    if dist.is_initialized():
-        for buffer in hisem.buffers():
-            dist.broadcast(buffer, 0)
-
-
-def _report(epoch: int, summary: EpochSummary, metrics: dict[str, float], seconds: float) -> dict[str, float]:
-    trained = {f"train_{name}": float(value) for name, value in asdict(summary).items()}
-    validated = {f"val_{name}": float(value) for name, value in metrics.items()}
-    return {"epoch": epoch, **trained, **validated, "val_seconds": seconds}
-
-
-def _checkpoint(hisem: HiSem, optimizer: torch.optim.Optimizer, history: list[dict[str, float]], rank: int) -> None:
-    """Report the last epoch of `history` with a checkpoint: the bundle, and what resuming needs beside it."""
-    report = history[-1]
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = None
-        if rank == 0:
-            scores = {name: value for name, value in report.items() if name.startswith(("val_", "epoch"))}
-            hisem.save_pretrained(Path(folder) / BUNDLE, scores)
-            state = {"optimizer": optimizer.state_dict(), "history": history}
-            torch.save(state, Path(folder) / STATE)
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(report, checkpoint=checkpoint)
-
-
-def _restore(hisem: HiSem, optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
-    """Load the run's latest checkpoint, if any, and return the reports of the epochs behind it."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return []
-    with checkpoint.as_directory() as folder:
-        saved = HiSem.from_pretrained(Path(folder) / BUNDLE)
-        hisem.load_state_dict(saved.state_dict())
-        state = torch.load(Path(folder) / STATE, weights_only=True)
-    optimizer.load_state_dict(state["optimizer"])
-    history: list[dict[str, float]] = state["history"]
-    return history
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-class _Progress:
-    """Tells the driver about steps, at most once in a few seconds."""
-
-    def __init__(self, mailbox: Any, epoch: int, epochs: int, steps: int, batch_size: int) -> None:
-        self._mailbox = mailbox
-        self._epoch, self._epochs, self._steps, self._batch_size = epoch, epochs, steps, batch_size
-        self._start = self._told = time.perf_counter()
-
-    def __call__(self, step: int, loss: float) -> None:
-        now = time.perf_counter()
-        if self._mailbox is None or (now - self._told < EVERY_SECONDS and step < self._steps):
+    def __call__(self, step: StepReport) -> None:
+        """Called after each step."""
+        steps, recipe, now = len(self._worker.sizes), self._worker.recipe, time.perf_counter()
+        if now - self._told < EVERY_SECONDS and step.step < steps:
             return
         self._told = now
-        rate = step * self._batch_size / (now - self._start)
-        self._mailbox.put.remote(
+        seconds = (now - self._start) / (step.step - self._done)  # of a step
+        epochs_left = recipe.epochs - 1 - self._epoch
+        validation = next((report["val_seconds"] for report in reversed(self._worker.progress.history)), 0.0)
+        self._worker.put(
             {
                 "kind": "step",
                 "epoch": self._epoch,
-                "epochs": self._epochs,
-                "step": step,
-                "steps": self._steps,
-                "loss": loss,
-                "pairs_per_second": rate,
+                "epochs": recipe.epochs,
+                "step": step.step,
+                "steps": steps,
+                "global_step": self._epoch * steps + step.step,
+                "loss": step.loss,
+                "learning_rate": step.learning_rate,
+                "pairs_per_second": recipe.batch_size / seconds,
+                "waiting": (step.waiting - self._waited) / (now - self._start),
+                "seconds_left": seconds * (steps - step.step + epochs_left * steps) + (epochs_left + 1) * validation,
             }
         )

@@ -72,7 +72,7 @@ def trained(shards, tmp_path_factory):
     from hisem.distributed.trainer import TrainOptions, train
 
     root = str(tmp_path_factory.mktemp("runs"))
-    options = TrainOptions(shards, storage.join(root, "runs"), "tiny", tracking.sqlite_uri(root), workers=2)
+    options = TrainOptions(shards, storage.join(root, "runs"), "tiny", tracking.sqlite_uri(root))
     return options, train(tiny(), options)
 
 

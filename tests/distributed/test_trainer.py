@@ -13,6 +13,7 @@ from hisem.distributed.dataset import decode, pixels, read_splits
 from hisem.distributed.trainer import train
 from hisem.errors import ConfigError, DatasetError, ResourceError, StorageError, TrainingError
 from hisem.model.hisem import HiSem
+from hisem.training.execution import Execution
 from tests.distributed.conftest import tiny
 
 
@@ -44,7 +45,7 @@ def test_an_epoch_leaves_out_fewer_pairs_than_workers(trained, shards):
     options, summary = trained
     tiles = len(read_splits(shards, ("train",))["train"])
     for row in summary.history:
-        assert tiles - options.workers < row["train_pairs"] <= tiles
+        assert tiles - options.execution.workers < row["train_pairs"] <= tiles
 
 
 def test_a_finished_run_is_not_trained_again(trained):
@@ -63,8 +64,8 @@ def test_another_experiment_under_the_same_name_is_refused(trained):
 
 def test_a_batch_that_workers_cannot_share_is_refused(trained):
     options, _ = trained
-    with pytest.raises(ConfigError, match="multiple of the 2 workers"):
-        train(tiny(batch_size=15), options)
+    with pytest.raises(ConfigError, match="each of the 2 workers needs a pair"):
+        train(tiny(batch_size=1), options)
 
 
 def test_a_loss_that_is_not_finite_names_the_tiles(trained):
@@ -79,7 +80,7 @@ def test_a_loss_that_is_not_finite_names_the_tiles(trained):
 def test_too_few_gpus_end_with_the_numbers(trained):
     options, _ = trained
     with pytest.raises(ResourceError, match="needs 2 GPUs, the cluster has 0"):
-        train(tiny(), replace(options, name="gpu", gpu=True))
+        train(tiny(), replace(options, name="gpu", execution=Execution(gpu=True)))
 
 
 def test_an_empty_split_is_named(archive, ray_cluster, tmp_path):

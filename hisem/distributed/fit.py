@@ -1,0 +1,175 @@
+"""Ray Train's part of a training run: what the workers get, and what the driver hears while they train."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+from hisem import tracking
+from hisem.distributed import session
+from hisem.distributed.dataset import EvenTrainingExactValidation, Split, pixels
+from hisem.distributed.shipping import ship
+from hisem.distributed.supervisor import Asked, Event, Failures, supervised
+from hisem.distributed.worker import Orders, train_worker
+from hisem.errors import HisemError, TrainingError
+from hisem.report.progress import epoch_line, step_line
+from hisem.text.vocabulary import Vocabulary
+from hisem.training.checkpoints import Checkpoints, read_progress
+from hisem.training.execution import Execution
+from hisem.training.recipe import Experiment
+
+log = logging.getLogger(__name__)
+
+Reports = dict[int, dict[str, float]]
+"""The report of each epoch."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained on which data, and how."""
+
+    name: str
+    experiment: Experiment
+    splits: dict[str, Split]
+    """`train` and `val`."""
+    vocabulary: Vocabulary
+    init: Path | None
+    """Bundle to start from."""
+    checkpoints: Checkpoints
+    execution: Execution
+
+
+def fit(job: Job, run: tracking.Run) -> list[dict[str, float]]:
+    """Train to the end of the last epoch; the epochs' reports, those of earlier calls included.
+
+    Raises `ResourceError` where the cluster can never give what the workers need, and what ended the run otherwise.
+    """
+    asked = _asked(job.execution)
+    reports = _reports(job.checkpoints)
+    if reports:  # logged once more: the driver may have died before it was
+        _log_epoch(run, reports[max(reports)])
+    hear = _listener(job.experiment.training.metric, run, reports)
+    with supervised(hear, job.execution.max_failures, asked, log.info) as supervisor:
+        orders = Orders(
+            experiment=job.experiment,
+            vocabulary=job.vocabulary,
+            init=ship(job.init) if job.init else None,
+            run=job.checkpoints.run,
+            train_rows=len(job.splits["train"]),
+            tile_size=job.splits["train"].tile_size,
+            threads=max(1, int(2 * asked.cpu)),
+            keep=job.checkpoints.keep,
+            checkpoint_seconds=60 * job.execution.checkpoint_minutes,
+            patience=job.checkpoints.patience,
+            supervisor=supervisor,
+        )
+        _run(job, asked, orders)
+        given_up: HisemError | None = ray.get(supervisor.error.remote())
+    if given_up is not None:
+        raise given_up
+    return [reports[epoch] for epoch in sorted(reports)]
+
+
+def _run(job: Job, asked: Asked, orders: Orders) -> None:
+    """Have Ray Train run the workers, and start them anew as often as the supervisor lets it."""
+    least, most = job.execution.least, job.execution.workers
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = ray.train.torch.TorchTrainer(
+            train_worker,
+            train_loop_config={"orders": orders},
+            datasets={name: pixels(split) for name, split in job.splits.items()},
+            dataset_config=EvenTrainingExactValidation(),
+            scaling_config=ScalingConfig(
+                num_workers=most if least == most else (least, most),
+                use_gpu=job.execution.gpu,
+                resources_per_worker={"CPU": asked.cpu, "GPU": asked.gpu},
+            ),
+            # Checkpoints are written by us, so that Ray Train has nothing of worth to store.
+            run_config=RunConfig(
+                name=job.name,
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=-1),
+                callbacks=[Failures(orders.supervisor)],
+            ),
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise session.expected(error) or TrainingError(f"training failed: {error}") from error
+
+
+def _listener(metric: str, run: tracking.Run, reports: Reports) -> Callable[[Event], None]:
+    """What becomes of events: lines on the terminal, metrics of the run, and the epochs' `reports`."""
+
+    def hear(event: Event) -> None:
+        kind = event.pop("kind")
+        if kind == "started":
+            log.info("%s", _start_line(event))
+        elif kind == "step":
+            told = {f"step/{name}": event[name] for name in ("loss", "learning_rate", "pairs_per_second", "waiting")}
+            run.metrics(told, event["global_step"])
+            log.info("%s", step_line(event))
+        elif kind == "epoch":
+            reports[int(event["epoch"])] = event
+            _log_epoch(run, event)
+            log.info("%s", epoch_line(event, metric))
+        elif kind == "failure":
+            log.warning(
+                "%s. The workers start anew from the latest checkpoint (failure %d of at most %d without one between).",
+                event["reason"],
+                event["failures"],
+                event["limit"],
+            )
+        elif kind == "storage":
+            log.warning("%s", event["message"])
+
+    return hear
+
+
+def _start_line(event: Event) -> str:
+    inside = f"after step {event['step']} of " if event["step"] else "at "
+    return f"{event['workers']} worker(s) start {inside}epoch {event['epoch'] + 1}"
+
+
+def _log_epoch(run: tracking.Run, report: dict[str, float]) -> None:
+    run.metrics({name: value for name, value in report.items() if name != "epoch"}, int(report["epoch"]))
+
+
+def _reports(checkpoints: Checkpoints) -> Reports:
+    """The reports of the epochs behind the latest checkpoint."""
+    latest = checkpoints.latest()
+    if latest is None:
+        return {}
+    with tempfile.TemporaryDirectory() as scratch:
+        history = read_progress(checkpoints.fetch(latest, Path(scratch))).history
+    return {int(report["epoch"]): report for report in history}
+
+
+def _asked(execution: Execution) -> Asked:
+    """What each worker gets. Raises `ResourceError` where the cluster can never give it."""
+    gpu = int(execution.gpu)
+    cpu = execution.cpus_per_worker or (1.0 if gpu else worker_cpus(execution.workers))
+    # Where workers take whole CPUs, one more is for reading.
+    reading = int(execution.gpu or execution.cpus_per_worker is not None)
+    what, remedy = f"training with {execution.least} worker(s)", "Give fewer --workers or a larger cluster."
+    session.require(execution.least * cpu + reading, execution.least * gpu, what, remedy)
+    session.require_places(execution.least, cpu, gpu, what, remedy)
+    return Asked(execution.least, cpu, gpu)
+
+
+def worker_cpus(workers: int) -> float:
+    """CPUs that one worker on CPUs reserves: half of its part of the cluster, and of the largest node at most.
+
+    The other half is for the tasks that read the data: reserving everything for the workers would leave them
+    none, and hang.
+    """
+    largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    return max(0.25, round(0.5 * min(session.cpus() / workers, largest), 2))

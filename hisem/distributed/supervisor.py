@@ -1,0 +1,154 @@
+"""What stands between workers that may die and the driver: events for it, and whether the run goes on.
+
+One process, the driver, owns the terminal and the MLflow run; workers tell it by an actor that lives beside it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.train import UserCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from hisem.distributed import budget
+from hisem.errors import HisemError, TrainingError
+
+Event = dict[str, Any]
+
+QUIET_SECONDS = 15.0
+"""How long workers may take to start before the driver says what it waits for, and how often it says so."""
+
+
+class DrainError(Exception):
+    """A node of the run is about to go and the checkpoint is written: the workers start anew elsewhere."""
+
+
+@ray.remote(num_cpus=0)
+class Supervisor:
+    """Holds events until the driver takes them, and gives the run up after failures that come to nothing."""
+
+    def __init__(self, max_failures: int) -> None:
+        self._max_failures = max_failures
+        self._failures = 0
+        self._counted = False
+        self._events: list[Event] = []
+        self._error: HisemError | None = None
+
+    def begin(self) -> HisemError | None:
+        """Called by each worker that starts: None, or what the run was given up for, and it ends at once."""
+        self._counted = False
+        return self._error
+
+    def put(self, event: Event) -> None:
+        """Add one event. A checkpoint is progress: failures are counted from it."""
+        self._events.append(event)
+        if event["kind"] == "checkpoint":
+            self._failures = 0
+
+    def take(self) -> list[Event]:
+        """All events since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def give_up(self, error: HisemError) -> None:
+        """No worker starts anew: the run ends with `error`, which starting anew would not mend."""
+        self._error = self._error or error
+
+    def failed(self, reason: str) -> None:
+        """The workers failed for `reason` and start anew, unless they have done so too often for nothing."""
+        if self._error is not None or self._counted:  # Ray Train tells of dead workers until it starts new ones
+            return
+        self._counted = True
+        self._failures += 1
+        if self._failures > self._max_failures:
+            self._error = TrainingError(
+                f"the workers failed {self._failures} times without a checkpoint between, at last: {reason}"
+            )
+            return
+        self._events.append(
+            {"kind": "failure", "reason": reason, "failures": self._failures, "limit": self._max_failures}
+        )
+
+    def error(self) -> HisemError | None:
+        """What the run was given up for."""
+        return self._error
+
+
+class Failures(UserCallback):
+    """Tells the supervisor of workers that ended with an exception or died; Ray Train then starts all anew."""
+
+    def __init__(self, supervisor: Any) -> None:
+        self._supervisor = supervisor
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train's controller before it decides."""
+        # When one worker dies, the others fail in their collectives: what they say explains nothing.
+        rank, error = min(worker_exceptions.items(), key=lambda pair: (isinstance(pair[1], RuntimeError), pair[0]))
+        ray.get(self._supervisor.failed.remote(f"worker {rank}: {_brief(error)}"))
+
+
+def _brief(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the workers of a run ask of the cluster."""
+
+    workers: int
+    cpu: float
+    gpu: int
+
+    def missing(self) -> str:
+        """What is waited for, with the numbers."""
+        free, there = ray.available_resources(), budget.present()
+        each = f"{self.cpu:g} CPUs" + (f" and {self.gpu} GPU" if self.gpu else "")
+        gpus = f", {free.get('GPU', 0):g} of {there['GPU']:g} GPUs" if self.gpu else ""
+        return (
+            f"waiting for {self.workers} worker(s) of {each} each to start; "
+            f"free are {free.get('CPU', 0):g} of {there['CPU']:g} CPUs{gpus}"
+        )
+
+
+@contextmanager
+def supervised(
+    on_event: Callable[[Event], None], max_failures: int, asked: Asked, tell: Callable[[str], None], every: float = 0.5
+) -> Iterator[Any]:
+    """A `Supervisor` whose events reach `on_event` in a thread of this process, the last ones before the block ends.
+
+    `tell` hears what is waited for, while no worker runs.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    supervisor = Supervisor.options(scheduling_strategy=here).remote(max_failures)  # type: ignore[attr-defined]
+    stop = threading.Event()
+    waiting_since: list[float | None] = [time.monotonic()]
+
+    def drain() -> None:
+        for event in ray.get(supervisor.take.remote()):
+            waiting_since[0] = time.monotonic() if event["kind"] == "failure" else None
+            on_event(event)
+
+    def listen() -> None:
+        while not stop.wait(every):
+            drain()
+            if waiting_since[0] is not None and time.monotonic() - waiting_since[0] > QUIET_SECONDS:
+                waiting_since[0] = time.monotonic()
+                tell(asked.missing())
+
+    thread = threading.Thread(target=listen, name="hisem-supervisor", daemon=True)
+    thread.start()
+    try:
+        yield supervisor
+    finally:
+        stop.set()
+        thread.join()
+        drain()
+        ray.kill(supervisor)

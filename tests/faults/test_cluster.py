@@ -1,0 +1,146 @@
+"""A training run on a cluster that fails: what dies is replaced, and the run ends as it would have."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
+
+from tests.conftest import S3Server
+from tests.faults.conftest import Driver, Start
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+RUN = ("--training.epochs", "8", "--workers", "2")
+AddNode = Callable[[], Any]
+
+
+def train_workers() -> list[psutil.Process]:
+    """The processes that train."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
+    ]
+
+
+def workers_on(node: Any) -> list[psutil.Process]:
+    """Those of a node, whose raylet is their parent."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    return [process for process in train_workers() if process.ppid() == raylet]
+
+
+def node_with_worker(nodes: list[Any]) -> Any:
+    """A node that runs a worker."""
+    return next(node for node in nodes if workers_on(node))
+
+
+@pytest.fixture
+def on_cluster(nodes: Cluster, start: Start) -> Start:
+    """Start a run on the cluster."""
+    return lambda name, *flags, **variables: start(
+        name, *flags, RAY_ADDRESS=nodes.address, RAY_AUTH_MODE="disabled", **variables
+    )
+
+
+def require_all_epochs(driver: Driver, count: int = 8) -> None:
+    assert len(driver.losses()) == count
+    assert driver.losses()[-1] < driver.losses()[0]
+
+
+def test_a_killed_worker_changes_nothing(on_cluster: Start, add_node: AddNode) -> None:
+    add_node()
+    add_node()
+    whole = on_cluster("whole", *RUN)
+    whole.end()
+    broken = on_cluster("broken", *RUN)
+    broken.wait_for("epoch 3 done")
+    train_workers()[0].send_signal(signal.SIGKILL)
+    broken.wait_for(r"worker \d: .*start anew from the latest checkpoint \(failure 1 of at most 5")
+    broken.end()
+    assert broken.losses() == pytest.approx(whole.losses(), abs=1e-4)
+
+
+def test_a_lost_node_is_waited_for_and_replaced(nodes: Cluster, on_cluster: Start, add_node: AddNode) -> None:
+    lost = [add_node(), add_node()]
+    driver = on_cluster("fixed", *RUN, "--cpus-per-worker", "1.5", "--training.epochs", "8")
+    driver.wait_for("epoch 2 done")
+    nodes.remove_node(node_with_worker(lost), allow_graceful=False)
+    driver.wait_for(r"waiting for 2 worker\(s\) of 1.5 CPUs each to start; free are \S+ of 3 CPUs")
+    add_node()
+    driver.end()
+    require_all_epochs(driver)
+
+
+def test_an_elastic_run_goes_on_with_the_nodes_that_are_left(
+    nodes: Cluster, on_cluster: Start, add_node: AddNode
+) -> None:
+    lost = [add_node(), add_node()]
+    driver = on_cluster("elastic", *RUN, "--min-workers", "1", "--cpus-per-worker", "1.5")
+    driver.wait_for("2 worker.s. start")
+    driver.wait_for("epoch 2 done")
+    nodes.remove_node(node_with_worker(lost), allow_graceful=False)
+    driver.wait_for("1 worker.s. start")
+    driver.end()
+    require_all_epochs(driver)
+
+
+def test_a_drained_node_is_left_with_a_checkpoint(nodes: Cluster, on_cluster: Start, add_node: AddNode) -> None:
+    there = [add_node(), add_node()]
+    driver = on_cluster("drained", *RUN, "--cpus-per-worker", "1.5", "--training.batch_size", "2")
+    driver.wait_for("epoch 1 done")
+    driver.wait_for(r"epoch 2/8  step \d+/128")
+    leaving = node_with_worker(there)
+    accepted, refusal = GcsClient(address=nodes.address).drain_node(
+        leaving.node_id,
+        autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+        "spot capacity is reclaimed",
+        int((time.time() + 120) * 1000),
+    )
+    assert accepted, refusal
+    add_node()
+    driver.wait_for("a node is about to be taken away; a checkpoint is written")
+    gone_on = driver.wait_for(r"2 worker.s. start after step (\d+) of epoch (\d+)")
+    nodes.remove_node(leaving, allow_graceful=False)
+    assert int(gone_on[1]) > 0
+    driver.end()
+    require_all_epochs(driver)
+
+
+def test_a_storage_that_refuses_for_a_while_is_tried_again(
+    on_cluster: Start, add_node: AddNode, s3_server: S3Server, bucket: str
+) -> None:
+    add_node()
+    add_node()
+    driver = on_cluster("patient", *RUN, "--storage", f"{bucket}/runs")
+    driver.wait_for("epoch 2 done")
+    s3_server.fail("/runs/patient/", 503)
+    driver.wait_for(r"s3://.*cannot be written.*Trying again in \d+ s")
+    s3_server.work()
+    text = driver.end()
+    assert "start anew" not in text
+    require_all_epochs(driver)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--cpus-per-worker", "4"), "no node with 4 CPUs|needs 9 CPUs, the cluster has 5: 4 are missing"),
+        (("--workers", "12", "--cpus-per-worker", "1"), "needs 13 CPUs, the cluster has 5: 8 are missing"),
+        (("--gpu",), "needs 2 GPUs, the cluster has 0: 2 are missing"),
+    ],
+)
+def test_too_little_is_told_with_the_numbers(
+    on_cluster: Start, add_node: AddNode, flags: tuple[str, ...], told: str
+) -> None:
+    add_node()
+    add_node()
+    driver = on_cluster("small", *RUN, *flags)
+    driver.wait_for(told, 60)
+    assert driver.process.wait(30) == 1
