@@ -24,7 +24,7 @@ from hisem.config import from_dict
 from hisem.model.hisem import HiSem
 from hisem.text.vocabulary import Vocabulary
 from hisem.training.batches import Batch, Collate
-from hisem.training.epoch import EpochSummary, make_optimizer, train_epoch
+from hisem.training.epoch import EpochSummary, StepReport, make_optimizer, train_epoch
 from hisem.training.evaluation import TileResult, caption_batches, score
 from hisem.training.recipe import Experiment
 
@@ -74,7 +74,7 @@ def train_worker(config: dict[str, Any]) -> None:
             recipe,
             epoch,
             steps,
-            progress,
+            on_step=progress,
         )
         _agree_on_buffers(hisem)
         began = time.perf_counter()
@@ -166,20 +166,20 @@ class _Progress:
         self._epoch, self._epochs, self._steps, self._batch_size = epoch, epochs, steps, batch_size
         self._start = self._told = time.perf_counter()
 
-    def __call__(self, step: int, loss: float) -> None:
+    def __call__(self, report: StepReport) -> None:
         now = time.perf_counter()
-        if self._mailbox is None or (now - self._told < EVERY_SECONDS and step < self._steps):
+        if self._mailbox is None or (now - self._told < EVERY_SECONDS and report.step < self._steps):
             return
         self._told = now
-        rate = step * self._batch_size / (now - self._start)
+        rate = report.step * self._batch_size / (now - self._start)
         self._mailbox.put.remote(
             {
                 "kind": "step",
                 "epoch": self._epoch,
                 "epochs": self._epochs,
-                "step": step,
+                "step": report.step,
                 "steps": self._steps,
-                "loss": loss,
+                "loss": report.loss,
                 "pairs_per_second": rate,
             }
         )
