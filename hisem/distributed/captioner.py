@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import numpy as np
@@ -35,7 +35,6 @@ from hisem.model.bundle import digest as bundle_digest
 from hisem.model.hisem import HiSem
 from hisem.schemas import CAPTION, FAILED, INDEX, OK, QUALITY_FIELDS, SKIPPED, conform
 from hisem.training.batches import image_tensor
-from hisem.training.recipe import Precision
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ class CaptionOptions:
     """One GPU per captioner."""
     beam: int = 1
     """Beam width; 1 is greedy."""
-    precision: Precision = "float32"
+    precision: Literal["float32", "bf16"] = "float32"
     """Arithmetic: `bf16` is autocast, for a GPU."""
     compile: bool = False
     """Compile the model in each captioner: faster after a first batch that takes minutes."""

@@ -1,23 +1,46 @@
 """One pass over the training split on one worker.
 
-Shapes: B pairs, H x W pixels.
+Shapes: B pairs, H x W pixels, K micro-batches.
 """
 
 from __future__ import annotations
 
 import math
+import random
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from hisem.errors import TrainingError
 from hisem.model.hisem import HiSem, HiSemOutput
-from hisem.training.batches import Batch
-from hisem.training.objective import gathered, objective, rank, summed
-from hisem.training.recipe import TrainingConfig
+from hisem.text.vocabulary import NULL
+from hisem.training.batches import Batch, micro_batches
+from hisem.training.objective import Counts, gathered, moved_pairs, objective, rank, summed, totals, world_size
+from hisem.training.recipe import Precision, TrainingConfig
+
+
+@dataclass(frozen=True)
+class EpochSums:
+    """The part of an epoch that is done: sums over its steps and all workers, as plain numbers for a checkpoint.
+
+    Seconds are those of the worker that counts them.
+    """
+
+    steps: int = 0
+    pairs: int = 0
+    loss: float = 0.0
+    caption_loss: float = 0.0
+    router_loss: float = 0.0
+    balance_loss: float = 0.0
+    seconds: float = 0.0
+    waiting: float = 0.0
+    """Seconds spent waiting for data."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +58,19 @@ class EpochSummary:
     """Seconds spent waiting for data."""
 
 
+@dataclass(frozen=True)
+class StepReport:
+    """What there is to tell of a step."""
+
+    step: int
+    """Its number in the epoch, from 1."""
+    loss: float
+    """Over all workers."""
+    learning_rate: float
+    waiting: float
+    """Seconds that this worker has waited for data in this epoch."""
+
+
 def make_optimizer(model: nn.Module, recipe: TrainingConfig) -> torch.optim.Optimizer:
     """The optimizer over everything trainable."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -50,54 +86,129 @@ def train_epoch(
     recipe: TrainingConfig,
     epoch: int,
     steps_per_epoch: int,
-    on_step: Callable[[int, float], None] = lambda step, loss: None,
+    *,
+    done: EpochSums | None = None,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+    wants_checkpoint: Callable[[], bool] = lambda: False,
+    checkpoint: Callable[[EpochSums], None] = lambda done: None,
 ) -> EpochSummary:
     """Train `model` (`hisem` itself or its DDP wrapper) on this worker's batches of one epoch.
 
-    `on_step` hears the number of the step in this epoch and its global loss. Raises `TrainingError` on all
-    workers, before the weights change, when any worker's loss is not finite.
+    An interrupted epoch goes on from `done`, with the batches that are left. Every step asks each worker by
+    `wants_checkpoint`; where one does, all call `checkpoint` after the step, with what is done then. What is random in
+    a step depends on seed, epoch, step and worker alone, so that a resumed epoch ends as an uninterrupted one.
+
+    Raises `TrainingError` on all workers, before the weights change, when any worker's loss is not finite.
     """
     model.train()
     device = next(hisem.parameters()).device
-    generator = torch.Generator().manual_seed(hash((recipe.seed, epoch, rank())) & 0x7FFFFFFF)
-    sums = torch.zeros(4, dtype=torch.float64)
-    pairs = steps = 0
-    clock = _Clock(batches)
+    done = done or EpochSums()
+    clock = _Clock(batches, done)
     for batch in clock:
-        batch = batch.to(device)
+        plan = _agree(batch, recipe.micro_batch, wants_checkpoint(), device)
+        generator = _seed(recipe.seed, epoch, done.steps)
+        rate = recipe.learning_rate * recipe.rate(epoch * steps_per_epoch + done.steps, recipe.epochs * steps_per_epoch)
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * recipe.rate(
-                epoch * steps_per_epoch + steps, recipe.epochs * steps_per_epoch
-            )
-        labels = batch.changed if epoch < recipe.label_routing_epochs else None
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            output = model(
-                hisem.preprocess(tinted(batch.before, recipe.tint, generator)),
-                hisem.preprocess(tinted(batch.after, recipe.tint, generator)),
-                batch.word_ids[:, :-1],
-                labels,
-            )
-        routed = path_taken(output, labels, hisem)
-        losses = objective(output, batch.word_ids, batch.changed, routed, recipe, epoch)
-        shares = torch.stack([losses.caption, losses.router, losses.balance])
-        caption, router, balance = summed(shares).tolist()
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        parts = batch.split(plan.micro_batches)
+        shares = _accumulate(model, hisem, parts, plan.counts, recipe, epoch, generator)
+        caption, router, balance = summed(shares.sum(dim=0)).tolist()
         loss = caption + recipe.router_weight * recipe.router_reported(epoch) * router
         if not math.isfinite(loss + balance):
-            _stop(shares.tolist(), batch.tile_ids, epoch, steps)
-        optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
+            _stop(shares.tolist(), parts, epoch, done.steps)
         if recipe.clip_norm:
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
-        sums += torch.tensor([loss, caption, router, balance], dtype=torch.float64)
-        steps += 1
-        pairs += len(batch)
-        on_step(steps, loss)
-    if not steps:
+        done = EpochSums(
+            done.steps + 1,
+            done.pairs + int(plan.counts.pairs),
+            done.loss + loss,
+            done.caption_loss + caption,
+            done.router_loss + router,
+            done.balance_loss + balance,
+            clock.seconds,
+            clock.waiting,
+        )
+        on_step(StepReport(done.steps, loss, rate, done.waiting))
+        if plan.checkpoint:
+            checkpoint(done)
+    if not done.steps:
         raise TrainingError(f"epoch {epoch}: no batch reached this worker; the training split has too few tiles.")
-    total_pairs = int(summed(torch.tensor(float(pairs), device=device)))
-    loss, caption, router, balance = (sums / steps).tolist()
-    return EpochSummary(loss, caption, router, balance, total_pairs, steps, clock.seconds, clock.waiting)
+    return EpochSummary(
+        done.loss / done.steps,
+        done.caption_loss / done.steps,
+        done.router_loss / done.steps,
+        done.balance_loss / done.steps,
+        done.pairs,
+        done.steps,
+        clock.seconds,
+        clock.waiting,
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What all workers know of a step before they compute it."""
+
+    counts: Counts
+    """`moved` is that of a step in which the labels choose the path."""
+    micro_batches: int
+    checkpoint: bool
+    """Whether a checkpoint is written after it."""
+
+
+def _agree(batch: Batch, micro_batch: int, wish: bool, device: torch.device) -> _Plan:
+    """Tell all workers of this one's part of a step, and hear of theirs, at once."""
+    words = int((batch.word_ids[:, 1:] != NULL).sum())
+    sizes = [0] * world_size()
+    sizes[rank()] = len(batch)
+    words, changed, wishes, *sizes = map(int, totals([words, int(batch.changed.sum()), wish, *sizes], device))
+    return _Plan(Counts(words, sum(sizes), max(1, changed)), micro_batches(sizes, micro_batch), wishes > 0)
+
+
+def _accumulate(
+    model: nn.Module,
+    hisem: HiSem,
+    parts: Sequence[Batch],
+    counts: Counts,
+    recipe: TrainingConfig,
+    epoch: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Add up the gradients of all micro-batches; K 3, the shares in caption, router and balance loss of each.
+
+    The workers add theirs together in the last one's backward, and not before.
+    """
+    device = next(hisem.parameters()).device
+    bf16 = in_bf16(recipe.precision, device)
+    shares = []
+    for number, part in enumerate(parts, 1):
+        part = part.to(device)
+        labels = part.changed if epoch < recipe.label_routing_epochs else None
+        last = number == len(parts)
+        with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync():
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                output = model(
+                    hisem.preprocess(tinted(part.before, recipe.tint, generator)),
+                    hisem.preprocess(tinted(part.after, recipe.tint, generator)),
+                    part.word_ids[:, :-1],
+                    labels,
+                )
+            routed = path_taken(output, labels, hisem)
+            if labels is None:
+                counts = replace(counts, moved=moved_pairs(routed, counts.pairs))
+            losses = objective(output, part.word_ids, part.changed, routed, counts, recipe, epoch)
+            losses.total.backward()
+        shares.append(torch.stack([losses.caption, losses.router, losses.balance]))
+    return torch.stack(shares)
+
+
+def in_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether `precision` means bf16 on this worker's `device`."""
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bf16"
 
 
 def path_taken(output: HiSemOutput, labels: Tensor | None, hisem: HiSem) -> Tensor:
@@ -109,9 +220,10 @@ def path_taken(output: HiSemOutput, labels: Tensor | None, hisem: HiSem) -> Tens
     return output.change_logits.float().softmax(dim=-1)[:, 1] >= hisem.change_threshold
 
 
-def _stop(shares: list[float], tile_ids: list[str], epoch: int, step: int) -> None:
-    """Raise on every worker the same `TrainingError`, which names the tiles of those whose loss broke."""
-    everyone = gathered((shares, tile_ids))
+def _stop(shares: Sequence[Sequence[float]], parts: Sequence[Batch], epoch: int, step: int) -> None:
+    """Raise on every worker the same `TrainingError`, which names the tiles of the micro-batches whose loss broke."""
+    mine = [(values, part.tile_ids) for values, part in zip(shares, parts, strict=True)]
+    everyone = [part for worker in gathered(mine) for part in worker]
     broken = [part for part in everyone if not all(map(math.isfinite, part[0]))] or everyone
     values = "; ".join(str(values) for values, _ in broken)
     tiles = [tile for _, names in broken for tile in names]
@@ -120,6 +232,16 @@ def _stop(shares: list[float], tile_ids: list[str], epoch: int, step: int) -> No
         f"not changed. Tiles: {', '.join(tiles[:8])}{', ...' if len(tiles) > 8 else ''}. Look at them, lower "
         "training.learning_rate or set training.clip_norm."
     )
+
+
+def _seed(seed: int, epoch: int, step: int) -> torch.Generator:
+    """Seed what is random in a step on this worker; the generator for its tint."""
+    source = np.random.SeedSequence((seed, epoch, step, rank()))
+    for_torch, for_numpy, for_python, for_tint = map(int, source.generate_state(4))
+    torch.manual_seed(for_torch)
+    np.random.seed(for_numpy)
+    random.seed(for_python)
+    return torch.Generator().manual_seed(for_tint)
 
 
 def tinted(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
@@ -133,18 +255,21 @@ def tinted(images: Tensor, strength: float, generator: torch.Generator) -> Tenso
 
 
 class _Clock:
-    """Iterates and measures how long it waited for the next batch."""
+    """Iterates and measures how long it waited for the next batch, over what an epoch's done part took."""
 
-    def __init__(self, batches: Iterable[Batch]) -> None:
+    def __init__(self, batches: Iterable[Batch], done: EpochSums) -> None:
         self._batches = batches
-        self.waiting = 0.0
-        self.seconds = 0.0
+        self._start = time.perf_counter() - done.seconds
+        self.waiting = done.waiting
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
 
     def __iter__(self) -> Iterator[Batch]:
-        start = asked = time.perf_counter()
+        asked = time.perf_counter()
         for batch in self._batches:
             self.waiting += time.perf_counter() - asked
             yield batch
             asked = time.perf_counter()
         self.waiting += time.perf_counter() - asked
-        self.seconds = time.perf_counter() - start

@@ -45,6 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "label_routing_epochs": 3,
             "tint": 0.15,
             "vocabulary_min_count": 3,
+            "meteor": False,  # Java takes longer to start than the rest to score
         },
     },
     # Small enough for a laptop's CPU, with real 256-pixel tiles and no download.
@@ -70,6 +71,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "router_frozen_epochs": 1,
             "label_routing_epochs": 16,
             "vocabulary_min_count": 2,
+            "meteor": False,
         },
     },
     "paper-levir-cc": {},

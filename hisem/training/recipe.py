@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from hisem.errors import ConfigError
 from hisem.model.hisem import HiSemConfig
 
-Precision = Literal["float32", "bf16"]
+Precision = Literal["auto", "float32", "bf16"]
+Metric = Literal[
+    "bleu_1",
+    "bleu_2",
+    "bleu_3",
+    "bleu_4",
+    "meteor",
+    "rouge_l",
+    "cider_d",
+    "s_m",
+    "changed_bleu_4",
+    "change_accuracy",
+    "change_precision",
+    "change_recall",
+    "change_f1",
+]
+"""Validation metrics that can choose the best model: of all of them more is better."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +37,10 @@ class TrainingConfig:
     """Passes over the training split, numbered from 0."""
     batch_size: int = 64
     """Pairs per optimizer step over all workers together."""
+    micro_batch: int = 0
+    """Largest number of pairs that a worker computes at once; 0 computes its whole part of a batch. The gradients are
+    added up; batch norm sees what is computed at once.
+    """
     learning_rate: float = 1e-4
     """Step size at its highest."""
     optimizer: Literal["adam", "adamw"] = "adam"
@@ -44,14 +65,16 @@ class TrainingConfig:
     """Colour augmentation: largest relative gain per date and channel, in [0, 1)."""
     vocabulary_min_count: int = 6
     """How often a word must occur in the training references to be in the vocabulary."""
-    precision: Precision = "float32"
-    """Arithmetic of forward and backward; `bf16` is autocast."""
+    precision: Precision = "auto"
+    """Arithmetic of forward and backward: `bf16` is autocast, `auto` is `bf16` on a GPU that has it, else `float32`."""
     compile: bool = False
     """Compile backbone, BDAM and the decoder's step with torch.compile; the first steps take minutes."""
-    metric: Literal["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "change_accuracy", "change_f1"] = (
-        "bleu_4"
-    )
+    metric: Metric = "bleu_4"
     """Validation metric that chooses the best model."""
+    patience: int = 0
+    """Epochs without a better `metric` after which the run ends; 0 never ends it early."""
+    meteor: bool = True
+    """Score METEOR and S*m in validation, where Java is there."""
     seed: int = 0
     """Seed of initial weights, order of tiles, drawn references, dropout and augmentation."""
 
@@ -59,13 +82,27 @@ class TrainingConfig:
         for name in ("epochs", "batch_size", "vocabulary_min_count"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name}={getattr(self, name)}: must be 1 or more.")
-        for name in ("weight_decay", "warmup_steps", "clip_norm", "router_weight", "router_frozen_epochs", "seed"):
+        for name in (
+            "micro_batch",
+            "weight_decay",
+            "warmup_steps",
+            "clip_norm",
+            "router_weight",
+            "router_frozen_epochs",
+            "patience",
+            "seed",
+        ):
             if not 0 <= getattr(self, name) < math.inf:  # refuses NaN too
                 raise ConfigError(f"training.{name}={getattr(self, name)}: must be 0 or more, and finite.")
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"training.learning_rate={self.learning_rate}: must be above 0, and finite.")
         if not 0 <= self.tint < 1:
             raise ConfigError(f"training.tint={self.tint}: must lie in [0, 1).")
+        if self.metric in ("meteor", "s_m") and not self.meteor:
+            raise ConfigError(
+                f"training.metric={self.metric}: validation does not score it with training.meteor=False; set "
+                "training.meteor=True, or choose another metric."
+            )
 
     def router_gradient(self, epoch: int) -> float:
         """The factor w(epoch) on the gradient of the router's loss (section 6), in [0, 1]."""
@@ -89,6 +126,18 @@ class TrainingConfig:
             return 1.0
         progress = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    def stale(self, history: Sequence[Mapping[str, float]]) -> bool:
+        """Whether the last `patience` epochs brought no better `metric`, so that the run ends.
+
+        `history`: a row for each epoch, the metric under its name with `val_` before it. A row where it is missing
+        or not a number is never better.
+        """
+        best, without = -math.inf, 0
+        for row in history:
+            value = row.get(f"val_{self.metric}", math.nan)
+            best, without = (value, 0) if value > best else (best, without + 1)
+        return 0 < self.patience <= without
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,7 @@ def shares(model: HiSem, before: Tensor, after: Tensor, timer: Timer) -> dict[st
 
 def training_table(model: HiSem, batch: int, timer: Timer) -> Table:
     """One optimizer step of the paper's recipe, last four blocks trainable."""
-    recipe = preset("paper-levir-cc", {"training": {"precision": "bf16" if timer.device.type == "cuda" else "float32"}})
+    recipe = preset("paper-levir-cc")
     optimizer = make_optimizer(model, recipe.training)
     before, after = images(batch, torch.device("cpu"))
     word_ids = torch.randint(len(SPECIALS), WORDS, (batch, CAPTION))

@@ -5,14 +5,23 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 
+from hisem.errors import ConfigError, TrainingError
 from hisem.text.vocabulary import SPECIALS, UNCHANGED_SENTENCE, Vocabulary
-from hisem.training.batches import PAIR_COLUMNS, Collate, image_tensor
+from hisem.training.batches import (
+    PAIR_COLUMNS,
+    Collate,
+    image_tensor,
+    local_batch_sizes,
+    micro_batches,
+    rebatch,
+)
 
 WORDS = Vocabulary((*SPECIALS, "a", "as", "before", "built", "house", "is", "road", "same", "scene", "the"))
 NULL, UNK, START, END, A, AS, BEFORE, BUILT, HOUSE, IS, ROAD, SAME, SCENE, THE = range(14)
@@ -144,3 +153,92 @@ def test_moving_a_batch_moves_all_its_tensors() -> None:
     assert all(getattr(moved, name).device.type == "meta" for name in tensors)
     assert len(moved) == 2
     assert replace(moved, **{name: getattr(batch, name) for name in tensors}) == batch
+
+
+@pytest.mark.parametrize("count", range(1, 8))
+def test_micro_batches_are_the_batch_in_order_and_even(count: int) -> None:
+    batch = collate()(columns(7) | {"before": np.arange(7 * 48, dtype=np.uint32).astype(np.uint8).reshape(7, 4, 4, 3)})
+    parts = batch.split(count)
+    assert len(parts) == count
+    assert {len(part) for part in parts} <= {7 // count, -(-7 // count)}
+    for name in ("before", "after", "word_ids", "changed"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
+    for name in ("tile_ids", "references"):
+        assert [item for part in parts for item in getattr(part, name)] == getattr(batch, name)
+
+
+def test_all_workers_have_as_few_micro_batches_as_the_limit_allows_and_none_empty() -> None:
+    assert micro_batches([5, 3], 0) == 1
+    for sizes, largest in itertools.product(itertools.product(range(1, 9), repeat=2), range(1, 10)):
+        counts = [count for count in range(1, min(sizes) + 1) if all(-(-size // count) <= largest for size in sizes)]
+        assert micro_batches(sizes, largest) == min(counts, default=min(sizes))
+
+
+def test_local_batches_are_a_global_one_of_the_same_size_for_any_number_of_workers() -> None:
+    for rows, batch_size, world in itertools.product(range(1, 30), range(1, 20), range(1, 10)):
+        if batch_size < world:
+            continue
+        sizes = np.array([local_batch_sizes(rows, batch_size, rank, world) for rank in range(world)])  # world, steps
+        assert (sizes.sum(axis=1) == rows).all()
+        assert (sizes >= 1).all()
+        assert (np.ptp(sizes, axis=0) <= 1).all()
+        together = sizes.sum(axis=0)
+        assert (together[:-1] == batch_size).all()
+        assert 1 <= together[-1] < batch_size + world
+    assert local_batch_sizes(19, 64, 0, 7) == [9, 10]  # 133 pairs: 64, then 69, as 5 are too few for 7 workers
+    assert local_batch_sizes(19, 64, 6, 7) == [10, 9]
+    assert local_batch_sizes(0, 8, 1, 3) == []
+
+
+def test_more_workers_than_pairs_in_a_batch_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"training\.batch_size=3: 4 workers need a pair each"):
+        local_batch_sizes(10, 3, 0, 4)
+
+
+def stream(lengths: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
+    """Chunks of so many rows, numbered on: a column of numbers, one of images and one of lists."""
+    start = 0
+    for length in lengths:
+        if not length:
+            yield {name: np.empty(0) for name in ("number", "image", "lists")}
+            continue
+        numbers = np.arange(start, start + length)
+        lists = np.empty(length, dtype=object)
+        lists[:] = [[f"row {number}"] * (number % 3) for number in numbers]
+        yield {"number": numbers, "image": np.broadcast_to(numbers[:, None, None], (length, 2, 2)), "lists": lists}
+        start += length
+
+
+def test_a_stream_is_cut_into_batches_of_exact_sizes() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        lengths = rng.integers(0, 9, rng.integers(1, 12)).tolist()
+        cuts = rng.integers(0, sum(lengths) + 1, rng.integers(0, 9))
+        sizes = [size for size in np.diff(np.sort(cuts), prepend=0).tolist() if size]
+        start = 0
+        for size, batch in zip(sizes, rebatch(stream(lengths), sizes), strict=True):
+            numbers = list(range(start, start + size))
+            assert batch["number"].tolist() == numbers
+            assert batch["image"].tolist() == [[[number] * 2] * 2 for number in numbers]
+            assert batch["lists"].tolist() == [[f"row {number}"] * (number % 3) for number in numbers]
+            start += size
+
+
+def test_batches_are_cut_as_the_chunks_come_and_copied_only_over_a_border() -> None:
+    chunks = list(stream([4, 4, 4]))
+    coming = iter(chunks)
+    batches = rebatch(coming, [3, 2, 3])
+    assert np.shares_memory(next(batches)["image"], chunks[0]["image"])
+    over = next(batches)["image"]
+    assert not any(np.shares_memory(over, chunk["image"]) for chunk in chunks)
+    assert np.shares_memory(next(batches)["image"], chunks[1]["image"])
+    assert next(batches, None) is None
+    assert next(coming) is chunks[2]  # behind the last batch, not asked for
+
+
+def test_a_stream_that_ends_early_is_an_error_with_both_numbers() -> None:
+    batches = rebatch(stream([4, 3]), [4, 4])
+    assert len(next(batches)["number"]) == 4
+    with pytest.raises(TrainingError, match=r"gave this worker 7 rows of the 8 expected"):
+        next(batches)
+    assert list(rebatch(stream([]), [])) == []

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import asdict, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from torch import nn
 from hisem.errors import TrainingError
 from hisem.model.hisem import HiSem
 from hisem.training.batches import Batch
-from hisem.training.epoch import make_optimizer, tinted, train_epoch
+from hisem.training.epoch import EpochSums, StepReport, in_bf16, make_optimizer, tinted, train_epoch
 from hisem.training.evaluation import caption_batches
 from hisem.training.recipe import TrainingConfig
 
@@ -46,7 +49,8 @@ def test_overfits_eight_pairs(tiny: Tiny, batch: Pairs) -> None:
 
 @pytest.mark.parametrize("epoch", [0, 5])
 def test_summary_is_the_mean_over_steps_of_what_on_step_hears(tiny: Tiny, batch: Pairs, epoch: int) -> None:
-    model, heard = tiny(), []
+    model = tiny()
+    heard: list[StepReport] = []
     recipe = TrainingConfig(epochs=9, router_frozen_epochs=4)
     parts = [batch(8, seed=seed) for seed in range(3)]
     summary = train_epoch(
@@ -57,10 +61,10 @@ def test_summary_is_the_mean_over_steps_of_what_on_step_hears(tiny: Tiny, batch:
         recipe,
         epoch,
         3,
-        lambda step, loss: heard.append((step, loss)),
+        on_step=heard.append,
     )
-    assert [step for step, _ in heard] == [1, 2, 3]
-    assert summary.loss == pytest.approx(np.mean([loss for _, loss in heard]))
+    assert [report.step for report in heard] == [1, 2, 3]
+    assert summary.loss == pytest.approx(np.mean([report.loss for report in heard]))
     # In epoch 0 the router's loss counts in full although it has no gradient; in epoch 5 of 9 by w = 0.25.
     weight = {0: 1, 5: np.sin(np.radians(90 * 2 / 6)) ** 2}[epoch]
     assert summary.loss == pytest.approx(summary.caption_loss + 0.8 * weight * summary.router_loss)
@@ -191,11 +195,17 @@ def test_waiting_for_data_is_measured(tiny: Tiny, batch: Pairs) -> None:
             yield pairs
         time.sleep(0.1)
 
-    def step(number: int, loss: float) -> None:
+    heard: list[float] = []
+
+    def step(report: StepReport) -> None:
+        heard.append(report.waiting)
         time.sleep(0.15)
 
-    summary = train_epoch(model, model, slow(), make_optimizer(model, TrainingConfig()), TrainingConfig(), 0, 2, step)
+    recipe = TrainingConfig()
+    optimizer = make_optimizer(model, recipe)
+    summary = train_epoch(model, model, slow(), optimizer, recipe, 0, 2, on_step=step)
     assert 0.3 <= summary.waiting <= summary.seconds - 0.3
+    assert 0.1 <= heard[0] <= heard[1] - 0.1 <= summary.waiting - 0.2
     prompt = train_epoch(model, model, [pairs], make_optimizer(model, TrainingConfig()), TrainingConfig(), 0, 1)
     assert prompt.waiting < 0.5 * prompt.seconds
 
@@ -216,6 +226,82 @@ def test_bf16_trains_float32_weights(tiny: Tiny, batch: Pairs) -> None:
     for exact, rough in zip(summaries["float32"][:1], summaries["bf16"][:1], strict=True):
         assert rough.caption_loss == pytest.approx(exact.caption_loss, rel=0.02)
     assert summaries["bf16"][-1].caption_loss < 0.9 * summaries["bf16"][0].caption_loss
+
+
+def test_auto_is_bf16_on_a_gpu_that_has_it() -> None:
+    cpu = torch.device("cpu")
+    assert [in_bf16(precision, cpu) for precision in ("auto", "float32", "bf16")] == [False, False, True]
+    if torch.cuda.is_available():
+        gpu = torch.device("cuda", torch.cuda.current_device())
+        assert in_bf16("auto", gpu) == (torch.cuda.get_device_capability(gpu) >= (8, 0))
+        assert not in_bf16("float32", gpu)
+
+
+def test_an_epoch_goes_on_after_an_interruption_as_if_there_had_been_none(tiny: Tiny, batch: Pairs) -> None:
+    noisy = {"hasd": {"dropout": 0.1}, "decoder": {"dropout": 0.1}}
+    recipe = TrainingConfig(epochs=4, tint=0.2, learning_rate=3e-3, schedule="cosine", warmup_steps=5, micro_batch=3)
+    parts = [batch(4, seed=number) for number in range(8)]
+
+    whole: list[StepReport] = []
+    model = tiny(**noisy)
+    expected = train_epoch(model, model, parts, make_optimizer(model, recipe), recipe, 1, 8, on_step=whole.append)
+
+    heard: list[StepReport] = []
+    saved: dict[str, Any] = {}
+    model = tiny(**noisy)
+    optimizer = make_optimizer(model, recipe)
+
+    def checkpoint(done: EpochSums) -> None:
+        state = {"weights": model.state_dict(), "optimizer": optimizer.state_dict(), "done": asdict(done)}
+        saved.update(deepcopy(state))
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train_epoch(
+            model,
+            model,
+            parts,
+            optimizer,
+            recipe,
+            1,
+            8,
+            on_step=heard.append,
+            wants_checkpoint=lambda: len(heard) == 2,
+            checkpoint=checkpoint,
+        )
+    assert saved["done"]["steps"] == 3
+    assert all(type(value) in (int, float) for value in saved["done"].values())
+
+    torch.manual_seed(99)
+    model = tiny(seed=7, **noisy)
+    model.load_state_dict(saved["weights"])
+    optimizer = make_optimizer(model, recipe)
+    optimizer.load_state_dict(saved["optimizer"])
+    done = EpochSums(**saved["done"])
+    summary = train_epoch(model, model, parts[3:], optimizer, recipe, 1, 8, done=done, on_step=heard.append)
+
+    assert [report.step for report in heard] == list(range(1, 9))
+    assert [report.loss for report in heard] == pytest.approx([report.loss for report in whole], rel=1e-6)
+    assert [report.learning_rate for report in heard] == [report.learning_rate for report in whole]
+    timed = {"seconds", "waiting"}
+    for name, value in asdict(expected).items():
+        assert name in timed or getattr(summary, name) == pytest.approx(value, rel=1e-6)
+    assert summary.seconds > done.seconds > 0
+    assert summary.waiting >= heard[3].waiting >= done.waiting > 0
+    # Another seed is heard, so that dropout and tint had a part in the losses.
+    model = tiny(**noisy)
+    other: list[StepReport] = []
+    seeded = replace(recipe, seed=1)
+    train_epoch(model, model, parts[:1], make_optimizer(model, seeded), seeded, 1, 8, on_step=other.append)
+    assert abs(other[0].loss - whole[0].loss) > 1e-4
+
+
+def test_an_epoch_whose_last_step_is_done_has_its_summary(tiny: Tiny) -> None:
+    model, recipe = tiny(), TrainingConfig()
+    done = EpochSums(2, 16, 3.0, 2.0, 1.0, 0.5, 9.0, 4.0)
+    summary = train_epoch(model, model, [], make_optimizer(model, recipe), recipe, 0, 2, done=done)
+    assert (summary.loss, summary.caption_loss, summary.router_loss, summary.balance_loss) == (1.5, 1.0, 0.5, 0.25)
+    assert (summary.pairs, summary.steps) == (16, 2)
 
 
 def test_tint_is_a_gain_within_bounds_for_each_image_and_channel() -> None:

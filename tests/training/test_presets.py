@@ -54,7 +54,14 @@ SECTIONS_1_TO_5 = {
     "model.decoder.dropout": 0.1,
     "model.decoder.max_length": 41,
 }
-OURS = {"training.seed", "training.precision", "training.compile"}
+OURS = {
+    "training.seed",
+    "training.precision",
+    "training.compile",
+    "training.micro_batch",
+    "training.patience",
+    "training.meteor",
+}
 """Values of the paper's preset that the paper says nothing of."""
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from hisem.errors import ConfigError
-from hisem.training.recipe import TrainingConfig
+from hisem.training.evaluation import TileResult, score
+from hisem.training.recipe import Metric, TrainingConfig
 
 PAPER = TrainingConfig()
 
@@ -81,6 +82,8 @@ def test_learning_rate_warms_up_then_falls_as_a_cosine() -> None:
         ({"router_frozen_epochs": -1}, "0 or more"),
         ({"warmup_steps": -1}, "0 or more"),
         ({"seed": -1}, "0 or more"),
+        ({"micro_batch": -1}, "0 or more"),
+        ({"patience": -1}, "0 or more"),
         ({"tint": 1.0}, r"\[0, 1\)"),
         ({"tint": math.nan}, r"\[0, 1\)"),
     ],
@@ -89,3 +92,43 @@ def test_invalid_values_are_named_with_their_bounds(wrong: dict[str, Any], bound
     ((name, value),) = wrong.items()
     with pytest.raises(ConfigError, match=rf"training\.{name}={value}: must .*{bound}"):
         TrainingConfig(**wrong)
+
+
+@pytest.mark.parametrize("metric", ["meteor", "s_m"])
+def test_a_metric_that_is_not_scored_cannot_choose(metric: Metric) -> None:
+    assert TrainingConfig(metric=metric).metric == metric
+    with pytest.raises(ConfigError, match=rf"training\.metric={metric}: .*set training\.meteor=True, or choose"):
+        TrainingConfig(metric=metric, meteor=False)
+
+
+def test_every_metric_that_may_choose_is_scored() -> None:
+    results = [
+        TileResult("t", caption, caption != "a b c d", 0.5, -1.0, ["a b c e"], changed=True)
+        for caption in ("a b c d", "a b c e")
+    ]
+    assert set(get_args(Metric)) - {"meteor", "s_m"} == set(score(results))  # which leaves those two to Java
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "ends"),
+    [
+        ([], 1, False),
+        ([0.1, 0.2, 0.3], 1, False),
+        ([0.1, 0.3, 0.2], 1, True),
+        ([0.1, 0.3, 0.2], 2, False),
+        ([0.1, 0.3, 0.3, 0.2], 2, True),  # as good is not better
+        ([0.3, 0.1, 0.2, 0.25], 3, True),  # better than the last is not better than the best
+        ([0.3, 0.1, 0.1, 0.4], 2, False),
+        ([0.3, math.nan, None], 2, True),
+        ([math.nan, 0.1, None], 2, False),
+        ([math.nan, 0.0], 1, False),
+        ([0.3] + 40 * [0.1], 0, False),
+    ],
+)
+def test_a_run_without_a_better_metric_is_stale(scores: list[float | None], patience: int, ends: bool) -> None:
+    recipe = TrainingConfig(metric="rouge_l", patience=patience)
+    history = [
+        {"epoch": float(epoch), "val_bleu_4": float(epoch)} | ({} if value is None else {"val_rouge_l": value})
+        for epoch, value in enumerate(scores)
+    ]
+    assert recipe.stale(history) == ends
