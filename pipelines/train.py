@@ -1,7 +1,8 @@
 """Train HiSem on shards. The same --name goes on where it stopped.
 
 Every value of the model and the training can be set: by --preset, then by --config FILE (YAML), then by
-flags, in that order. Without --data the demo archive is used, and made if absent.
+flags, in that order. With --init the model is the one named there, and the preset is the training alone.
+Without --data the demo archive is used, and made if absent.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from hisem import cli, storage
+from hisem import cli, storage, tracking
 from hisem.training.options import parse_experiment
 from hisem.training.presets import PresetName
 from hisem.training.recipe import Experiment
@@ -25,6 +26,9 @@ class Options(cli.Common):
     """Named settings to start from; without --data always suited to the demo archive."""
     config: str | None = None
     """YAML file of settings over the preset's."""
+    init: str | None = None
+    """Model to fine-tune: bundle folder, URI, or models:/NAME@ALIAS. Its vocabulary grows by the words of --data;
+    settings that do not fit its weights are refused."""
     storage: str = field(default_factory=storage.default_storage)
     """Folder or URI for runs, shared by all nodes of a cluster (default: $HISEM_STORAGE, else ~/hisem)."""
     name: str = "train"
@@ -34,14 +38,13 @@ class Options(cli.Common):
     gpu: bool = False
     """Give each worker one GPU."""
     tracking: str | None = None
-    """MLflow tracking URI (default: $MLFLOW_TRACKING_URI, else SQLite under the storage root)."""
+    """MLflow tracking URI, for models:/ too (default: $MLFLOW_TRACKING_URI, else SQLite under the storage root)."""
     experiment: Annotated[Experiment, cli.FLAT] = field(default_factory=Experiment)
 
 
 def main(options: Options) -> int:
     """Train and print the best epoch's metrics and where the model is."""
     # Imported late, so that --help answers at once.
-    from hisem import tracking
     from hisem.distributed.defaults import default_data
     from hisem.distributed.trainer import TrainOptions, train
     from hisem.report.summary import counts_table, show
@@ -55,6 +58,7 @@ def main(options: Options) -> int:
             name=options.name,
             workers=options.workers,
             gpu=options.gpu,
+            init=tracking.pin_model(options.init, options.tracking) if options.init else None,
         ),
     )
     show(counts_table(f"Best model of run {options.name}", summary.metrics))
@@ -63,4 +67,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, lambda: parse_experiment(Options, __doc__ or ""))
+    cli.run(main, lambda: parse_experiment(Options, __doc__ or "", resolve=tracking.resolve_model))

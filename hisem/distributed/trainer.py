@@ -50,6 +50,8 @@ class TrainOptions:
     """Training processes."""
     gpu: bool = False
     """One GPU per worker."""
+    init: str | None = None
+    """Model to start from: bundle folder, URI, or `models:/NAME/VERSION`."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:

@@ -1,5 +1,7 @@
 """Starting from a trained model: what is kept, what is new, and what does not fit."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,6 +12,11 @@ from hisem.model.warm_start import CHANGEABLE, WORD_ROWS, require_fit, start_fro
 from hisem.text.vocabulary import SPECIALS, START, UNK, Vocabulary
 
 SENTENCES = ["an annex", "a barn annex"]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +30,11 @@ def trained(tiny, tmp_path_factory):
     return HiSem.from_pretrained(folder)
 
 
-def changed(config: HiSemConfig, **over) -> HiSemConfig:
+def changed(config: HiSemConfig, **over: Any) -> HiSemConfig:
     return from_dict(HiSemConfig, merge(to_dict(config), over), "test")
 
 
-def nested(key: str, value) -> dict:
+def nested(key: str, value: Any) -> dict[str, Any]:
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
@@ -51,9 +58,9 @@ def test_old_words_have_the_logits_they_had(trained):
 def test_captions_are_the_same_where_new_words_cannot_be_said(trained):
     model = start_from(trained, trained.config, trained.vocabulary.extended(SENTENCES, 1)).eval()
     model.decoder.output.bias[len(trained.vocabulary) :] = -torch.inf
-    images = torch.randint(0, 256, (2, 4, 3, 50, 70)).byte()
+    before, after = torch.randint(0, 256, (2, 4, 3, 50, 70)).byte()
     for beam in (1, 3):
-        for now, then in zip(model.caption(*images, beam), trained.caption(*images, beam), strict=True):
+        for now, then in zip(model.caption(before, after, beam), trained.caption(before, after, beam), strict=True):
             assert (now.text, now.changed) == (then.text, then.changed)
             assert now.logprob == pytest.approx(then.logprob, abs=1e-4)
 
@@ -101,7 +108,6 @@ def test_the_trained_model_is_left_as_it_is(trained):
 
 
 def test_training_on_keeps_old_words_and_learns_new_ones(trained, tmp_path):
-    torch.manual_seed(0)
     model = start_from(trained, trained.config, trained.vocabulary.extended(SENTENCES, 1)).train()
     sentence = model.vocabulary.encode("a barn annex w4", 5)
     assert UNK not in sentence
