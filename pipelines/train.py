@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from hisem import cli, storage
+from hisem import cli, storage, tracking
 from hisem.training.execution import Execution
 from hisem.training.options import parse_experiment
 from hisem.training.presets import PresetName
@@ -27,12 +27,15 @@ class Options(cli.Common):
     """Named settings to start from; without --data always suited to the demo archive."""
     config: str | None = None
     """YAML file of settings over the preset's."""
+    init: str | None = None
+    """Model to fine-tune: bundle folder, URI, or models:/NAME@ALIAS. Its vocabulary grows by the words of --data;
+    settings that do not fit its weights are refused."""
     storage: str = field(default_factory=storage.default_storage)
     """Folder or URI for runs, shared by all nodes of a cluster (default: $HISEM_STORAGE, else ~/hisem)."""
     name: str = "train"
     """Name of the run."""
     tracking: str | None = None
-    """MLflow tracking URI (default: $MLFLOW_TRACKING_URI, else SQLite under the storage root)."""
+    """MLflow tracking URI, for models:/ too (default: $MLFLOW_TRACKING_URI, else SQLite under the storage root)."""
     register: str = "hisem"
     """Registered model that the best bundle becomes a version of; '' registers nothing."""
     execution: Annotated[Execution, cli.FLAT] = field(default_factory=Execution)
@@ -42,7 +45,6 @@ class Options(cli.Common):
 def main(options: Options) -> int:
     """Train and print the best epoch's metrics and where the model is."""
     # Imported late, so that --help answers at once.
-    from hisem import tracking
     from hisem.distributed.defaults import default_data
     from hisem.distributed.trainer import TrainOptions, train
     from hisem.report.summary import counts_table, show
@@ -56,6 +58,7 @@ def main(options: Options) -> int:
             tracking=options.tracking or tracking.default_uri(),
             register=options.register,
             execution=options.execution,
+            init=tracking.pin_model(options.init, options.tracking) if options.init else None,
         ),
     )
     show(counts_table(f"Best model of run {options.name}", summary.metrics), summary.registered)
@@ -64,4 +67,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, lambda: parse_experiment(Options, __doc__ or ""))
+    cli.run(main, lambda: parse_experiment(Options, __doc__ or "", resolve=tracking.resolve_model))

@@ -47,19 +47,11 @@ def save(model: HiSem, folder: Path, metrics: dict[str, Any]) -> str:
 
 def load(cls: type[HiSem], config_class: type[HiSemConfig], folder: Path) -> HiSem:
     """The model in `folder`, in eval mode. Raises `BundleError` for whatever does not fit."""
-    header = read_json(folder, CONFIG)
-    if header.get("format") != FORMAT:
-        raise BundleError(f"{folder / CONFIG}: bundle format {header.get('format')!a} found, {FORMAT} is known.")
-    if not isinstance(header.get("model"), dict):
-        raise BundleError(f"{folder / CONFIG}: the model's config, an object under `model`, is missing.")
+    config = read_config(config_class, folder)
     try:
         weights = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{folder / WEIGHTS}: cannot be read ({error}).") from error
-    try:
-        config = from_dict(config_class, header["model"], str(folder / CONFIG))
-    except (ConfigError, TypeError, RecursionError) as error:
-        raise BundleError(f"{folder}: {error}") from error
     _check_sizes(config, len(weights), folder)
     vocabulary = Vocabulary.from_dict(read_json(folder, VOCABULARY))
     embedding = weights.get("decoder.embedding.weight")
@@ -80,6 +72,22 @@ def load(cls: type[HiSem], config_class: type[HiSemConfig], folder: Path) -> HiS
             "the bundle was made with another timm or edited."
         )
     return model.eval()
+
+
+def read_config(config_class: type[HiSemConfig], folder: Path) -> HiSemConfig:
+    """The model's config in `folder`. Its sizes are anybody's: only `load` compares them with the weights.
+
+    Raises `BundleError` for what is no bundle's config.
+    """
+    header = read_json(folder, CONFIG)
+    if header.get("format") != FORMAT:
+        raise BundleError(f"{folder / CONFIG}: bundle format {header.get('format')!a} found, {FORMAT} is known.")
+    if not isinstance(header.get("model"), dict):
+        raise BundleError(f"{folder / CONFIG}: the model's config, an object under `model`, is missing.")
+    try:
+        return from_dict(config_class, header["model"], str(folder / CONFIG))
+    except (ConfigError, TypeError, RecursionError) as error:
+        raise BundleError(f"{folder}: {error}") from error
 
 
 def _check_sizes(config: HiSemConfig, tensors: int, folder: Path) -> None:

@@ -70,16 +70,23 @@ class Vocabulary:
 
         Raises `ConfigError` for `min_count` below 1 and where no word is frequent enough.
         """
+        vocabulary = cls(SPECIALS).extended(sentences, min_count)
+        if len(vocabulary) == len(SPECIALS):
+            raise ConfigError(
+                f"vocabulary: no word occurs min_count = {min_count} times; lower min_count or give more references."
+            )
+        return vocabulary
+
+    def extended(self, sentences: Iterable[str], min_count: int) -> Vocabulary:
+        """These words with their ids, then in alphabetical order those that `build` would take and are new.
+
+        Raises `ConfigError` for `min_count` below 1.
+        """
         if min_count < 1:
             raise ConfigError(f"min_count is {min_count}; it must be at least 1.")
         counts = Counter(word for sentence in sentences for word in tokenize(sentence))
         frequent = sorted(word for word, count in counts.items() if count >= min_count and _is_word(word))
-        if not frequent:
-            raise ConfigError(
-                f"vocabulary: none of {len(counts)} different word(s) occurs min_count = {min_count} times; "
-                "lower min_count or give more references."
-            )
-        return cls(SPECIALS + tuple(frequent))
+        return Vocabulary(self.words + tuple(word for word in frequent if word not in self._ids))
 
     @classmethod
     def from_dict(cls, ids: Mapping[str, int]) -> Vocabulary:

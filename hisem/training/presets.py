@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from hisem.config import from_dict, merge
+from hisem.config import from_dict, merge, to_dict
+from hisem.model.hisem import HiSemConfig
 from hisem.training.recipe import Experiment
 
 PresetName = Literal["demo", "small", "paper-levir-cc", "paper-whu-cdc", "baseline", "bdam-only", "hasd-only"]
@@ -82,9 +83,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset(name: str, over: dict[str, Any] | None = None, where: str = "preset") -> Experiment:
+def preset(
+    name: str, over: dict[str, Any] | None = None, where: str = "preset", model: HiSemConfig | None = None
+) -> Experiment:
     """The experiment of a preset with the values of `over` (nested plain data) on top.
 
-    Raises `ConfigError` for unknown keys and values that do not fit together.
+    `model`, where given, takes the place of the preset's own. Raises `ConfigError` for unknown keys and values that
+    do not fit together.
     """
-    return from_dict(Experiment, merge(PRESETS[name], over or {}), where)
+    base = PRESETS[name] if model is None else {**PRESETS[name], "model": to_dict(model)}
+    return from_dict(Experiment, merge(base, over or {}), where)

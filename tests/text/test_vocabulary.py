@@ -62,6 +62,25 @@ def test_build_refuses(sentences: list[str], min_count: int, message: str) -> No
         Vocabulary.build(sentences, min_count)
 
 
+def test_extended_keeps_old_ids_and_adds_frequent_words_in_alphabetical_order() -> None:
+    sentences = ["zebra barn, a house", "a barn; zebra", "rare house", "a tree tree"]
+    known = Vocabulary((*SPECIALS, "road", "house", "a"))
+    assert known.extended(sentences, min_count=2).words == (*known.words, "barn", "tree", "zebra")
+    assert known.extended(sentences, min_count=1).words == (
+        *known.words,
+        *sorted([",", ";", "barn", "rare", "tree", "zebra"]),
+    )
+    assert known.extended([], min_count=1) == known
+    with pytest.raises(ConfigError, match="min_count is 0"):
+        known.extended(sentences, min_count=0)
+
+
+def test_extending_takes_the_words_that_building_takes() -> None:
+    sentences = ["b " + "x" * 129 + " zero\u200bwidth \x1b[31m <UNK>", "b c"]
+    built, extended = (make(sentences, min_count=1) for make in (Vocabulary.build, Vocabulary(WORDS).extended))
+    assert set(extended.words) == {*built.words, *WORDS}
+
+
 def test_encode_and_decode() -> None:
     vocabulary = Vocabulary(WORDS)
     assert vocabulary.encode("A house, a barn", 10) == [START, 5, 6, 4, 5, UNK, END]

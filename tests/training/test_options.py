@@ -1,4 +1,4 @@
-"""The command line of an experiment: preset, then file, then flags."""
+"""The command line of an experiment: preset, then the model to start from, then file, then flags."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import mlflow
 import pytest
 import tyro
 
 from hisem import cli
-from hisem.errors import ConfigError, StorageError
+from hisem.errors import BundleError, ConfigError, StorageError, TrackingError
+from hisem.tracking import resolve_model, sqlite_uri
 from hisem.training.options import parse_experiment
 from hisem.training.presets import PresetName, preset
 from hisem.training.recipe import Experiment
@@ -28,6 +30,26 @@ class Options(cli.Common):
 
 def parsed(*arguments: str) -> Options:
     return parse_experiment(Options, "test", arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning(Options):
+    """As an entry point that can start from a model has them."""
+
+    init: str | None = None
+    tracking: str | None = None
+
+
+def tuned(*arguments: str) -> FineTuning:
+    return parse_experiment(FineTuning, "test", arguments, resolve_model)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny, tmp_path_factory) -> str:
+    """A model whose every size differs from the presets'."""
+    folder = str(tmp_path_factory.mktemp("options") / "bundle")
+    tiny(hasd={"threshold": 0.3}).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
@@ -66,6 +88,44 @@ def test_order_of_arguments_does_not_matter(config) -> None:
     two = parsed(f"--config={file}", "--preset=demo", "--training.epochs=9")
     assert one == two
     assert one.experiment.training.epochs == 9
+
+
+def test_a_model_to_start_from_stands_in_for_the_presets_model(tiny, bundle: str) -> None:
+    for name in ("small", "demo", "bdam-only"):  # demo sets backbone.options that the bundle must not inherit
+        options = tuned("--init", bundle, "--preset", name)
+        assert options.experiment.model == tiny(hasd={"threshold": 0.3}).config
+        assert options.experiment.training == preset(name).training
+        assert (options.init, options.preset) == (bundle, name)
+    assert tuned("--preset", "demo").experiment == preset("demo")
+
+
+def test_file_goes_over_the_model_to_start_from_and_flag_over_file(bundle: str, config) -> None:
+    file = config("training: {epochs: 7}\nmodel: {decoder: {max_length: 9, dropout: 0.5}, hasd: {threshold: 0.4}}")
+    model = tuned(f"--init={bundle}", "--config", file, "--model.decoder.dropout", "0.6").experiment.model
+    assert (model.decoder.max_length, model.decoder.dropout, model.hasd.threshold) == (9, 0.6, 0.4)
+    assert model.decoder.heads == 2
+    assert tuned("--model.decoder.dropout=0.6", "--config", file, "--init", bundle).experiment.model == model
+
+
+def test_a_registered_model_is_looked_up_in_the_store_that_the_flag_names(tiny, bundle: str, tmp_path: Path) -> None:
+    store = sqlite_uri(str(tmp_path))
+    client = mlflow.MlflowClient(tracking_uri=store, registry_uri=store)
+    client.create_registered_model("hisem")
+    client.create_model_version("hisem", Path(bundle).as_uri())
+    client.set_registered_model_alias("hisem", "champion", "1")
+    options = tuned("--init", "models:/hisem@champion", "--tracking", store)
+    assert options.experiment.model == tiny(hasd={"threshold": 0.3}).config
+    with pytest.raises(TrackingError, match="alias other not found"):
+        tuned("--init", "models:/hisem@other", "--tracking", store)
+
+
+def test_what_is_no_model_to_start_from(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="none: no such model bundle"):
+        tuned("--init", f"{tmp_path}/none")
+    with pytest.raises(BundleError, match=r"config\.json: not readable as JSON"):
+        tuned("--init", str(tmp_path))
+    with pytest.raises(SystemExit):
+        parsed("--init", str(tmp_path))  # of an entry point that starts from no model
 
 
 def test_numbers_as_yaml_writers_write_them(config) -> None:
@@ -171,3 +231,12 @@ def test_help_shows_the_values_in_force(config, capsys: pytest.CaptureFixture[st
     assert "(default: resnet10t)" in shown
     assert "Passes over the training split, numbered from 0. (default: 77)" in shown
     assert "(default: demo)" in shown
+
+
+def test_help_shows_the_values_of_the_model_to_start_from(bundle: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        tuned("--init", bundle, "--help")
+    assert caught.value.code == cli.Exit.DONE
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "in [0, 1]; 0.5 equals the paper's arg max. (default: 0.3)" in shown
+    assert f"(default: {preset('small').training.epochs})" in shown
