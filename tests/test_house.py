@@ -12,7 +12,7 @@ PACKAGE = ROOT / "hisem"
 ENTRY_FOLDERS = ("pipelines", "tune")
 ENTRY_LINES = 80
 
-FOUNDATIONS = {"", "errors", "schemas", "object_store", "storage", "config", "cli"}
+FOUNDATIONS = {"", "errors", "schemas", "object_store", "storage", "config", "cli", "provenance"}
 """Files beside the rooms that everything may use; "" is the package itself."""
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": set(),
     "config": set(),
     "cli": set(),
+    "provenance": set(),
     "tracking": set(),
     "archive": set(),
     "text": set(),
@@ -43,6 +44,7 @@ WITHOUT_TORCH = {
     "storage",
     "config",
     "cli",
+    "provenance",
     "tracking",
     "archive",
     "text",

@@ -77,7 +77,7 @@ def evaluate(folder: str, model: Path, split: str = "test", protocol: Protocol =
     labelled = read_splits(folder, (split,))[split]
     baselines = _baselines(folder, len(labelled))
     with session.cluster():
-        results = _captioned(labelled, model, keep_unknown=protocol == "ids", beam=beam)
+        results = caption_split(labelled, model, keep_unknown=protocol == "ids", beam=beam)
     captions: dict[str, Sequence[str]] = {MODEL: [result.caption for result in results]}
     captions |= baselines
     rows = score_table(
@@ -143,7 +143,8 @@ RESULT = pa.schema(
 )
 
 
-def _captioned(labelled: Split, model: Path, keep_unknown: bool, beam: int) -> list[TileResult]:
+def caption_split(labelled: Split, model: Path, keep_unknown: bool = False, beam: int = 1) -> list[TileResult]:
+    """What the bundle in `model` says of every tile of a split, in the order of their ids, on an open cluster."""
     shipped = ship(model)
     found = pixels(labelled).map_batches(
         SplitCaptioner,

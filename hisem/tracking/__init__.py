@@ -1,0 +1,36 @@
+"""MLflow: the only room that imports it. Runs, artifacts, the registry, and `models:/...` to a folder.
+
+By default a SQLite store under the storage root, no service to start; `MLFLOW_TRACKING_URI` or a flag
+names a tracking server instead.
+"""
+
+from hisem.tracking.registry import (
+    MODEL,
+    ModelVersion,
+    champion,
+    model_identity,
+    pin_model,
+    register,
+    resolve_model,
+    set_champion,
+    tag_version,
+)
+from hisem.tracking.run import EXPERIMENT, Run, start_run
+from hisem.tracking.store import default_uri, sqlite_uri
+
+__all__ = [
+    "EXPERIMENT",
+    "MODEL",
+    "ModelVersion",
+    "Run",
+    "champion",
+    "default_uri",
+    "model_identity",
+    "pin_model",
+    "register",
+    "resolve_model",
+    "set_champion",
+    "sqlite_uri",
+    "start_run",
+    "tag_version",
+]

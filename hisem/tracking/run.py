@@ -1,0 +1,144 @@
+"""One MLflow run: parameters, metrics, tags and artifacts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hisem.object_store import masked
+from hisem.tracking.outbox import Outbox
+from hisem.tracking.store import client, expected
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+
+EXPERIMENT = "hisem"
+PARAMS_PER_BATCH = 100
+"""MLflow's limit."""
+
+
+@dataclass
+class Run:
+    """One MLflow run, written to by one process, by one of its threads at a time."""
+
+    uri: str = field(repr=False)  # may hold a password
+    run_id: str
+
+    def __post_init__(self) -> None:
+        self._client = client(self.uri)
+        self._outbox = Outbox(self._send)
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters. One that was logged before keeps its value, as MLflow has it; where a resumed run
+        differs (in its workers, say), the tag `resumed.NAME` holds the new value.
+        """
+        from mlflow.entities import Param
+
+        with expected(self.uri):
+            known = self._client.get_run(self.run_id).data.params
+            fresh = [Param(name, str(value)) for name, value in values.items() if name not in known]
+            for start in range(0, len(fresh), PARAMS_PER_BATCH):
+                self._client.log_batch(self.run_id, params=fresh[start : start + PARAMS_PER_BATCH])
+        self.tags({f"resumed.{name}": str(v) for name, v in values.items() if known.get(name, str(v)) != str(v)})
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log metrics of one step of their axis: an epoch.
+
+        A store that fails raises nothing: metrics are kept and sent with later ones, at the latest by `end`.
+        """
+        self._log({step: values})
+
+    def step_metrics(self, points: Mapping[int, Mapping[str, float]]) -> None:
+        """Log metrics of several optimizer steps, `{step: {name: value}}`, in one request; else as `metrics`.
+
+        Their names become `step/NAME`: a metric has one axis, and steps must not stand among epochs.
+        """
+        self._log({step: {f"step/{name}": v for name, v in values.items()} for step, values in points.items()})
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        from mlflow.entities import RunTag
+
+        with expected(self.uri):
+            self._client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in values.items()])
+
+    def tag(self, name: str) -> str | None:
+        """The value of a tag, None where it is not set."""
+        with expected(self.uri):
+            value: str | None = self._client.get_run(self.run_id).data.tags.get(name)
+        return value
+
+    def provenance(self, versions: Mapping[str, str], git: Mapping[str, str]) -> None:
+        """Tag the run with what `hisem.provenance` found: `version.NAME`, and git's state under MLflow's names."""
+        from mlflow.utils import mlflow_tags
+
+        names = {
+            "commit": mlflow_tags.MLFLOW_GIT_COMMIT,
+            "branch": mlflow_tags.MLFLOW_GIT_BRANCH,
+            "dirty": mlflow_tags.MLFLOW_GIT_DIRTY,
+        }
+        found = {names.get(name, f"git.{name}"): value for name, value in git.items()}
+        self.tags({f"version.{name}": value for name, value in versions.items()} | found)
+
+    def folder(self, local: Path, name: str) -> None:
+        """Log a local folder as the artifact folder `name`."""
+        with expected(self.uri):
+            self._client.log_artifacts(self.run_id, str(local), name)
+
+    def file(self, local: Path, name: str) -> None:
+        """Log a local file into the artifact folder `name`."""
+        with expected(self.uri):
+            self._client.log_artifact(self.run_id, str(local), name)
+
+    def figure(self, figure: Figure, name: str) -> None:
+        """Log a matplotlib figure as the artifact `name` (ends in .png)."""
+        with expected(self.uri):
+            self._client.log_figure(self.run_id, figure, name)
+
+    def end(self, status: str = "FINISHED") -> None:
+        """Close the run: `FINISHED`, `FAILED` or `KILLED`. Says how many metrics the store did not take."""
+        self._outbox.close()
+        with expected(self.uri):
+            self._client.set_terminated(self.run_id, status)
+
+    def _log(self, points: Mapping[int, Mapping[str, float]]) -> None:
+        from mlflow.entities import Metric
+        from mlflow.utils.time import get_current_time_millis
+
+        now = get_current_time_millis()
+        self._outbox.put([Metric(n, float(v), now, step) for step, values in points.items() for n, v in values.items()])
+
+    def _send(self, metrics: list[Any]) -> None:
+        with expected(self.uri):
+            self._client.log_batch(self.run_id, metrics=metrics)
+
+
+def start_run(uri: str, name: str, run_id: str | None = None) -> Run:
+    """A new run called `name`, or the one with `run_id` where the store still has it."""
+    from mlflow.exceptions import MlflowException
+
+    store = client(uri)
+    if run_id is not None:
+        try:
+            store.update_run(run_id, status="RUNNING")  # refused for a run that was deleted
+            return Run(uri, run_id)
+        except MlflowException:
+            log.warning("MLflow run %s is not in %s: a new run is opened.", run_id, masked(uri))
+    with expected(uri):
+        experiment = store.get_experiment_by_name(EXPERIMENT)
+        experiment_id = experiment.experiment_id if experiment else _create_experiment(store, uri)
+        created = store.create_run(experiment_id, run_name=name)
+    return Run(uri, created.info.run_id)
+
+
+def _create_experiment(store: Any, uri: str) -> str:
+    """Artifacts of a SQLite store lie beside its file; a server decides for itself."""
+    if not uri.startswith("sqlite:///"):
+        return str(store.create_experiment(EXPERIMENT))
+    folder = Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts"
+    return str(store.create_experiment(EXPERIMENT, artifact_location=folder.as_uri()))

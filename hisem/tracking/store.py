@@ -1,0 +1,80 @@
+"""Where MLflow keeps things: URIs of stores, a client, and its errors as ours."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hisem import storage
+from hisem.errors import TrackingError
+from hisem.object_store import masked
+
+RETRIES = 5
+"""How often a request to a server is tried again, over about a minute; MLflow's own 7 are four minutes."""
+
+
+def default_uri() -> str:
+    """`$MLFLOW_TRACKING_URI`, else a SQLite file under the storage root (which must then be local)."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    root = storage.default_storage()
+    if storage.is_remote(root):
+        raise TrackingError(
+            f"HISEM_STORAGE={masked(root)} is remote, where no SQLite file can live: name a tracking server with "
+            "MLFLOW_TRACKING_URI or --tracking."
+        )
+    return sqlite_uri(root)
+
+
+def sqlite_uri(folder: str) -> str:
+    """The tracking URI of a SQLite store in a local folder, created if absent."""
+    path = Path(storage.absolute(folder))
+    path.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{path / 'mlflow.db'}"
+
+
+def client(uri: str) -> Any:
+    """MLflow's client for the store and the registry at `uri`."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(RETRIES))
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # the first use creates tables and tells of each
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints the stack of what it raises
+    from mlflow import MlflowClient
+
+    with expected(uri):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def expected(uri: str, sought: str | None = None) -> Iterator[None]:
+    """What MLflow, its database and its artifact store raise as the `TrackingError` that people meet.
+
+    `sought` is what is looked for in the store at `uri`, where it is that which may be missing.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # ImportError: a database's driver
+        what = f"{sought} in {masked(uri)}: cannot be found" if sought else f"{masked(uri)}: cannot be used"
+        reason = _without_secret(_first_line(error), uri)
+        raise TrackingError(f"{what} by MLflow ({type(error).__name__}: {reason}).") from error
+
+
+def _first_line(error: Exception) -> str:
+    """The line that says what happened: SQL and remarks of SQLAlchemy on its use come behind it, or before."""
+    lines = str(error).strip().splitlines()
+    return next((line for line in lines if not line.startswith("(raised as a result of ")), "")
+
+
+def _without_secret(message: str, uri: str) -> str:
+    """`message` without the login of `uri`: MLflow repeats addresses with all they hold."""
+    login, at, _ = uri.partition("://")[2].partition("/")[0].rpartition("@")
+    shown = message.replace(uri, masked(uri))
+    return shown.replace(f"{login}{at}", "") if at else shown
