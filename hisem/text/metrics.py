@@ -66,7 +66,8 @@ class CaptionScorer:
             raise ValueError("protocol 'ids' needs a vocabulary")
         self._vocabulary = vocabulary if protocol == "ids" else None
         self._meteor = Meteor() if meteor else None
-        self._without_meteor = "" if meteor else "not asked for"
+        self.without_meteor = "" if meteor else "not asked for"
+        """Why there is no METEOR; empty as long as there is."""
 
     def __enter__(self) -> CaptionScorer:
         if self._meteor is not None:
@@ -102,7 +103,7 @@ class CaptionScorer:
         meteor = self._meteor_score(spoken, described)
         s_m = None if meteor is None else (bleu[3] + meteor + rouge_l + cider_d) / 4
 
-        notes = [f"{_WITHOUT_METEOR}{self._without_meteor}"] if meteor is None else []
+        notes = [f"{_WITHOUT_METEOR}{self.without_meteor}"] if meteor is None else []
         if len(spoken) == 1:
             notes.append("CIDEr-D is 0 for a single tile: it weighs words by how few of the tiles have them")
         blank = sum(map(len, references)) - sum(map(len, described))
@@ -139,7 +140,7 @@ class CaptionScorer:
 
     def _give_up(self, error: MeteorError) -> None:
         """Go on without METEOR: what failed once would fail, or time out, again."""
-        self._meteor, self._without_meteor = None, str(error)
+        self._meteor, self.without_meteor = None, str(error)
 
 
 def caption_scores(
