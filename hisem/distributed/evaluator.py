@@ -59,7 +59,7 @@ class Evaluation:
         return next((row for row in self.rows if row.captioner == MODEL and row.tiles == "changed"), None)
 
     def table(self) -> pa.Table:
-        """One row a tile: tile_id, caption, predicted, change_probability, logprob, references, changed."""
+        """One row a tile, the fields of `TileResult`."""
         return pa.Table.from_pylist([asdict(result) for result in self.results], schema=RESULT)
 
 
@@ -139,6 +139,9 @@ RESULT = pa.schema(
         "logprob": pa.float64(),
         "references": pa.list_(pa.string()),
         "changed": pa.bool_(),
+        "caption_if_unchanged": pa.string(),
+        "caption_if_changed": pa.string(),
+        "expert_counts": pa.list_(pa.int64()),
     }
 )
 

@@ -50,6 +50,18 @@ class ChangeOutput(NamedTuple):
     experts: Tensor | None
 
 
+class BothPaths(NamedTuple):
+    """Each pair down either path: `unchanged` and `changed` B L D, the memories; `logits` B 2; `chosen` B bool,
+    whether the router would choose the changed path; `experts` B L k of the changed path, best first.
+    """
+
+    unchanged: Tensor
+    changed: Tensor
+    logits: Tensor
+    chosen: Tensor
+    experts: Tensor
+
+
 class ChangeEncoder(nn.Module):
     """Finds what changed between two token grids."""
 
@@ -74,9 +86,24 @@ class ChangeEncoder(nn.Module):
 
     def forward(self, before: Tensor, after: Tensor, changed: Tensor | None = None) -> ChangeOutput:
         """`before` and `after` are backbone tokens B L D; `changed` (B, bool) forces the path."""
-        position = self.position()
-        before, after, discrepancy = self.bdam(before + position, after + position)
+        before, after, discrepancy = self._compare(before, after)
         routed = self.hasd(before, after, changed)
         return ChangeOutput(
             routed.memory, routed.logits, routed.balance_loss, routed.changed, discrepancy, routed.experts
         )
+
+    def both_paths(self, before: Tensor, after: Tensor) -> BothPaths:
+        """Send every pair down both paths, which share what comes before them; for models with a router."""
+        batch = len(before)
+        before, after, _ = self._compare(before, after)
+        forced = torch.arange(2 * batch, device=before.device) >= batch
+        routed = self.hasd(before.repeat(2, 1, 1), after.repeat(2, 1, 1), forced)
+        assert routed.logits is not None
+        assert routed.experts is not None
+        logits = routed.logits[:batch]
+        return BothPaths(routed.memory[:batch], routed.memory[batch:], logits, self.hasd.choose(logits), routed.experts)
+
+    def _compare(self, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens with their positions through BDAM: both dates and the last discrepancy, B L D each."""
+        position = self.position()
+        return self.bdam(before + position, after + position)

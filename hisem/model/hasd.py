@@ -157,6 +157,10 @@ class HASD(nn.Module):
         if self.changed is not None:
             self.changed.moe.use(config.moe)
 
+    def choose(self, logits: Tensor) -> Tensor:
+        """Which pairs take the changed path, B bool, by their logits B 2."""
+        return logits.softmax(dim=-1)[:, 1] >= self.config.threshold
+
     def forward(self, before: Tensor, after: Tensor, changed: Tensor | None = None) -> HASDOutput:
         """Route before and after, B L D each. `changed` (B, bool) forces the path where given."""
         balance_loss = before.new_zeros(())
@@ -167,7 +171,7 @@ class HASD(nn.Module):
         with torch.autocast(before.device.type, enabled=False):  # near the threshold rounding would decide
             logits = self.router((after - before).float().mean(dim=1))  # B 2
         if changed is None:
-            changed = logits.softmax(dim=-1)[:, 1] >= self.config.threshold
+            changed = self.choose(logits)
         still, moved = (~changed).nonzero().flatten(), changed.nonzero().flatten()
         # An empty path is not run at all: batch norm sees only its own path's pairs.
         parts, experts = [], None

@@ -72,6 +72,25 @@ class Caption:
     explanation: Explanation | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class PathCaptions:
+    """What the model says of one tile on either path of HASD.
+
+    `routed_changed` is the router's choice by the model's threshold; `experts`, int64 L x k, are those of each
+    token on the changed path, best first. A model without a router has the unchanged path alone.
+    """
+
+    unchanged: Caption
+    changed: Caption | None = None
+    routed_changed: bool = False
+    experts: npt.NDArray[np.int64] | None = None
+
+    @property
+    def chosen(self) -> Caption:
+        """What `HiSem.caption` says of the tile."""
+        return self.changed if self.routed_changed and self.changed else self.unchanged
+
+
 class HiSem(nn.Module):
     """The change captioning model of arXiv 2605.15024.
 
@@ -149,21 +168,47 @@ class HiSem(nn.Module):
             return []
         tokens = self.backbone(self.preprocess(torch.cat([before, after])))
         found = self.change(tokens[:batch], tokens[batch:])
-        best = [hypotheses[0] for hypotheses in self.generate(found.memory, beam, allow_unknown=keep_unknown)]
-        texts = [self.vocabulary.decode(hypothesis.ids, keep_unknown=keep_unknown) for hypothesis in best]
+        said = self._say(found.memory, beam, keep_unknown)
         if found.logits is None:
             probabilities: list[float | None] = [None] * batch
-            changed = [text != UNCHANGED_SENTENCE for text in texts]
+            changed = [text != UNCHANGED_SENTENCE for text, _ in said]
         else:
             probabilities = found.logits.softmax(dim=-1)[:, 1].tolist()
             changed = found.changed.tolist()
         explanations = self._explanations(found) if explain else [None] * batch
         return [
-            Caption(text, flag, probability, hypothesis.logprob, explanation)
-            for text, flag, probability, hypothesis, explanation in zip(
-                texts, changed, probabilities, best, explanations, strict=True
+            Caption(text, flag, probability, logprob, explanation)
+            for (text, logprob), flag, probability, explanation in zip(
+                said, changed, probabilities, explanations, strict=True
             )
         ]
+
+    @torch.no_grad()
+    def caption_paths(
+        self, before: Tensor, after: Tensor, beam: int = 1, *, keep_unknown: bool = False
+    ) -> list[PathCaptions]:
+        """As `caption`, but with what the model says of each pair on either path, whatever the threshold.
+
+        Backbone and BDAM run once. That tells what every other threshold would give.
+        """
+        batch = len(before)
+        if not batch or not self.change.hasd.config.router:
+            return [PathCaptions(caption) for caption in self.caption(before, after, beam, keep_unknown=keep_unknown)]
+        tokens = self.backbone(self.preprocess(torch.cat([before, after])))
+        found = self.change.both_paths(tokens[:batch], tokens[batch:])
+        said = self._say(torch.cat([found.unchanged, found.changed]), beam, keep_unknown)
+        probabilities = found.logits.softmax(dim=-1)[:, 1].tolist()
+        captions = [
+            Caption(text, place >= batch, probability, logprob)
+            for place, ((text, logprob), probability) in enumerate(zip(said, 2 * probabilities, strict=True))
+        ]
+        chosen, experts = found.chosen.tolist(), found.experts.numpy(force=True)
+        return [PathCaptions(*pair) for pair in zip(captions[:batch], captions[batch:], chosen, experts, strict=True)]
+
+    def _say(self, memory: Tensor, beam: int, keep_unknown: bool) -> list[tuple[str, float]]:
+        """The best sentence for each row of memory B L D, and its log-probability."""
+        best = [hypotheses[0] for hypotheses in self.generate(memory, beam, allow_unknown=keep_unknown)]
+        return [(self.vocabulary.decode(each.ids, keep_unknown=keep_unknown), each.logprob) for each in best]
 
     def _explanations(self, found: ChangeOutput) -> list[Explanation | None]:
         grid = self.backbone.grid

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hisem import storage
+from hisem.report import style
 
 SCORE_LABELS = {
     "bleu_1": "BLEU-1",
@@ -30,13 +29,6 @@ SCORE_LABELS = {
 """What figures call the scores that `hisem.text` computes."""
 
 _SEPARATORS = "/._- "
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow."""
-
-_STYLES = ("-", "--", ":")
-"""Told apart by style once the colours are used up."""
-
-_PIXELS_PER_INCH = 200
 
 
 def training_curves(history: Sequence[Mapping[str, float | None]]) -> Figure:
@@ -61,28 +53,16 @@ def training_curves(history: Sequence[Mapping[str, float | None]]) -> Figure:
     for axes, (title, labels) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for place, (key, label) in enumerate(labels.items()):
             values = [_number(epoch.get(key)) for epoch in history]
-            colour, style = _COLOURS[place % len(_COLOURS)], _STYLES[place // len(_COLOURS) % len(_STYLES)]
-            axes.plot(numbers, values, style, color=colour, label=label, marker="o", markersize=3, linewidth=1.6)
-        _dress(axes, title)
+            colour, line = style.look(place)
+            axes.plot(numbers, values, line, color=colour, label=label, marker="o", markersize=3, linewidth=1.6)
+        style.dress(axes, "epoch", title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
 def save(figure: Figure, uri: str | Path) -> None:
     """Write `figure` as PNG, 1800 pixels for its 9 inches. Raises `StorageError` where it cannot be written."""
-    content = io.BytesIO()
-    # Without the library's version in it, equal figures are equal files.
-    figure.savefig(content, format="png", dpi=_PIXELS_PER_INCH, metadata={"Software": None})
-    storage.write_bytes(uri, content.getvalue())
-
-
-def _dress(axes: Axes, title: str) -> None:
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(title)
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))  # a loss may be negative, a score never is
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize="small", frameon=False)
+    storage.write_bytes(uri, style.png(figure))
 
 
 def _score_label(key: str) -> str | None:

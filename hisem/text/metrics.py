@@ -66,7 +66,8 @@ class CaptionScorer:
             raise ValueError("protocol 'ids' needs a vocabulary")
         self._vocabulary = vocabulary if protocol == "ids" else None
         self._meteor = Meteor() if meteor else None
-        self._without_meteor = "" if meteor else "not asked for"
+        self.without_meteor = "" if meteor else "not asked for"
+        """Why there is no METEOR; empty as long as there is."""
 
     def __enter__(self) -> CaptionScorer:
         if self._meteor is not None:
@@ -88,8 +89,8 @@ class CaptionScorer:
             raise ValueError(f"{len(candidates)} candidates for {len(references)} tiles with references")
         if not candidates:
             raise DatasetError("captions: there is no tile to score; is the split empty?")
-        spoken = [self._text(candidate) for candidate in candidates]
-        described = [[text for text in map(self._text, sentences) if text] for sentences in references]
+        spoken = [compared(candidate, self._vocabulary) for candidate in candidates]
+        described = [compared_references(sentences, self._vocabulary) for sentences in references]
         for position, texts in enumerate(described):
             if not texts:
                 raise DatasetError(f"captions: tile {position} has no reference with words in it; leave the tile out.")
@@ -102,7 +103,7 @@ class CaptionScorer:
         meteor = self._meteor_score(spoken, described)
         s_m = None if meteor is None else (bleu[3] + meteor + rouge_l + cider_d) / 4
 
-        notes = [f"{_WITHOUT_METEOR}{self._without_meteor}"] if meteor is None else []
+        notes = [f"{_WITHOUT_METEOR}{self.without_meteor}"] if meteor is None else []
         if len(spoken) == 1:
             notes.append("CIDEr-D is 0 for a single tile: it weighs words by how few of the tiles have them")
         blank = sum(map(len, references)) - sum(map(len, described))
@@ -121,13 +122,6 @@ class CaptionScorer:
             notes=tuple(notes),
         )
 
-    def _text(self, sentence: str) -> str:
-        """What is compared: the words, or their ids, joined by single spaces."""
-        words = tokenize(sentence)
-        if self._vocabulary is None:
-            return " ".join(words)
-        return " ".join(map(str, self._vocabulary.encode(sentence, len(words))[1:-1]))  # START, END
-
     def _meteor_score(self, candidates: list[str], references: list[list[str]]) -> float | None:
         if self._meteor is None:
             return None
@@ -139,7 +133,20 @@ class CaptionScorer:
 
     def _give_up(self, error: MeteorError) -> None:
         """Go on without METEOR: what failed once would fail, or time out, again."""
-        self._meteor, self._without_meteor = None, str(error)
+        self._meteor, self.without_meteor = None, str(error)
+
+
+def compared(sentence: str, vocabulary: Vocabulary | None) -> str:
+    """What the metrics see of a sentence: its words or, with a vocabulary, their ids, joined by single spaces."""
+    words = tokenize(sentence)
+    if vocabulary is None:
+        return " ".join(words)
+    return " ".join(map(str, vocabulary.encode(sentence, len(words))[1:-1]))  # START, END
+
+
+def compared_references(sentences: Sequence[str], vocabulary: Vocabulary | None) -> list[str]:
+    """A tile's references as `compared`, without those that have no word."""
+    return [text for sentence in sentences if (text := compared(sentence, vocabulary))]
 
 
 def caption_scores(

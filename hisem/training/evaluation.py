@@ -1,6 +1,6 @@
 """A model's captions of labelled tiles, and what they score.
 
-Shapes: B pairs.
+Shapes: B pairs, E experts.
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from hisem.model.hisem import HiSem
-from hisem.text.metrics import caption_scores
+from hisem.text.metrics import CaptionScorer, CaptionScores, caption_scores
 from hisem.text.scoring import change_scores
 from hisem.training.batches import Batch
 
@@ -25,24 +27,36 @@ class TileResult:
     predicted: bool
     """Whether the model calls the tile changed."""
     change_probability: float | None
+    """The image router's p(changed); None for a model without one."""
     logprob: float
     references: list[str]
     changed: bool
+    caption_if_unchanged: str | None = None
+    """What the model says when the tile takes the unchanged path; this and the next two are None without a router."""
+    caption_if_changed: str | None = None
+    """What the model says when the tile takes the changed path."""
+    expert_counts: list[int] | None = None
+    """For each expert how many choices of the tile's tokens fall on it on the changed path."""
 
 
 @torch.no_grad()
 def caption_batches(
     model: HiSem, batches: Iterable[Batch], beam: int = 1, keep_unknown: bool = False
 ) -> list[TileResult]:
-    """Caption every tile of `batches`; leaves the model in eval mode. `keep_unknown`: as `HiSem.caption`."""
+    """Caption every tile of `batches`, on both paths; leaves the model in eval mode.
+
+    `keep_unknown`: as `HiSem.caption`.
+    """
     model.eval()
     device = next(model.parameters()).device
+    experts = model.config.hasd.moe.experts
     results = []
     for batch in batches:
-        captions = model.caption(batch.before.to(device), batch.after.to(device), beam, keep_unknown=keep_unknown)
-        for tile, caption, references, changed in zip(
-            batch.tile_ids, captions, batch.references, batch.changed.tolist(), strict=True
+        said = model.caption_paths(batch.before.to(device), batch.after.to(device), beam, keep_unknown=keep_unknown)
+        for tile, paths, references, changed in zip(
+            batch.tile_ids, said, batch.references, batch.changed.tolist(), strict=True
         ):
+            caption, moved = paths.chosen, paths.changed
             results.append(
                 TileResult(
                     tile,
@@ -52,18 +66,35 @@ def caption_batches(
                     caption.logprob,
                     references,
                     changed,
+                    None if moved is None else paths.unchanged.text,
+                    None if moved is None else moved.text,
+                    None if paths.experts is None else np.bincount(paths.experts.flat, minlength=experts).tolist(),
                 )
             )
     return results
 
 
-def score(results: Sequence[TileResult], meteor: bool = False) -> dict[str, float]:
+def expert_load(results: Sequence[TileResult]) -> npt.NDArray[np.int64] | None:
+    """How often each of the E experts was chosen by the tokens of the tiles that the model calls changed.
+
+    All zero where it calls none so; None for a model without a router, whose tiles meet no expert.
+    """
+    counts = [result.expert_counts for result in results]
+    known = np.array([count for count in counts if count is not None], np.int64)  # tiles E
+    if not len(known):
+        return None
+    return known[[result.predicted for result in results]].sum(axis=0)
+
+
+def score(results: Sequence[TileResult], scorer: CaptionScorer | None = None) -> dict[str, float]:
     """Validation metrics of a set of tiles as plain floats; fractions, CIDEr-D as coco-caption gives it.
 
     Keys are those of `CaptionScores` and `change_` + those of `ChangeScores`; `changed_bleu_4` is
-    BLEU-4 over the changed tiles alone, absent where there are none. Metrics that are unavailable are absent.
+    BLEU-4 over the changed tiles alone, absent where there are none. `router_accuracy` is the share of tiles that
+    the image router sends down the right path, absent for a model without one. Metrics that are unavailable are
+    absent; METEOR and S*m need a `scorer` (of protocol words), whose one process may serve any number of epochs.
     """
-    captions = caption_scores([r.caption for r in results], [r.references for r in results], meteor=meteor)
+    captions = _scored(results, scorer)
     change = change_scores([r.predicted for r in results], [r.changed for r in results])
     metrics = captions.values() | {
         "change_accuracy": change.accuracy,
@@ -71,8 +102,14 @@ def score(results: Sequence[TileResult], meteor: bool = False) -> dict[str, floa
         "change_recall": change.recall,
         "change_f1": change.f1,
     }
+    if all(r.change_probability is not None for r in results):
+        metrics["router_accuracy"] = change.accuracy  # `predicted` is then the router's choice
     moved = [r for r in results if r.changed]
     if moved:
-        alone = caption_scores([r.caption for r in moved], [r.references for r in moved], meteor=False)
-        metrics["changed_bleu_4"] = alone.bleu_4
+        metrics["changed_bleu_4"] = _scored(moved, None).bleu_4
     return metrics
+
+
+def _scored(results: Sequence[TileResult], scorer: CaptionScorer | None) -> CaptionScores:
+    captions, references = [r.caption for r in results], [r.references for r in results]
+    return scorer.score(captions, references) if scorer else caption_scores(captions, references, meteor=False)

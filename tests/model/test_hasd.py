@@ -264,6 +264,53 @@ def test_unknown_is_said_only_where_asked(tiny):
     }
 
 
+def test_both_paths_equal_what_either_threshold_gives(tiny):
+    model = tiny()
+    with torch.no_grad():
+        model.decoder.output.weight *= 12  # so that the paths show in what is said
+    before, after = IMAGES[0], IMAGES[1]
+    probabilities = [caption.change_probability for caption in model.caption(before, after)]
+    model.set_routing(threshold=sorted(probabilities)[1])
+    chosen = model.caption(before, after, 2)
+    found = model.caption_paths(before, after, 2)
+    captions = {}
+    for path, threshold in ((True, 0.0), (False, 1.0)):
+        model.set_routing(threshold=threshold)
+        captions[path] = model.caption(before, after, 2, explain=True)
+        assert {caption.changed for caption in captions[path]} == {path}
+    assert len({caption.changed for caption in chosen}) == 2
+    apart = [abs(still.logprob - moved.logprob) for still, moved in zip(captions[False], captions[True], strict=True)]
+    assert min(apart) > 0.01
+    for pair, said, still, moved in zip(found, chosen, captions[False], captions[True], strict=True):
+        assert pair.changed is not None
+        assert pair.experts is not None
+        for one, other in ((pair.chosen, said), (pair.unchanged, still), (pair.changed, moved)):
+            assert (one.text, one.changed) == (other.text, other.changed)
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+            assert one.change_probability == pytest.approx(other.change_probability, abs=1e-6)
+        assert moved.explanation is not None
+        assert moved.explanation.experts is not None
+        assert np.array_equal(pair.experts, moved.explanation.experts.reshape(pair.experts.shape))
+    assert model.caption_paths(before[:0], after[:0]) == []
+
+
+def test_both_paths_may_say_unknown_where_asked(tiny):
+    model = tiny()
+    with torch.no_grad():
+        model.decoder.output.bias[UNK] = 9.0
+    for keep in (False, True):
+        (pair, *_) = model.caption_paths(IMAGES[0], IMAGES[1], keep_unknown=keep)
+        assert pair.changed is not None
+        assert ["<UNK>" in caption.text for caption in (pair.unchanged, pair.changed)] == [keep, keep]
+
+
+def test_without_router_there_is_one_path(tiny):
+    model = tiny(hasd={"router": False})
+    found = model.caption_paths(IMAGES[0], IMAGES[1], 2)
+    assert [pair.chosen for pair in found] == model.caption(IMAGES[0], IMAGES[1], 2)
+    assert all(pair.changed is None and pair.experts is None and not pair.routed_changed for pair in found)
+
+
 def test_without_router_the_canonical_sentence_means_unchanged(tiny, monkeypatch):
     model = tiny(hasd={"router": False}, decoder={"max_length": 9})
     sentence = UNCHANGED_SENTENCE.split()

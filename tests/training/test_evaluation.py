@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from hisem.errors import DatasetError
 from hisem.model.hisem import HiSem
+from hisem.text.metrics import CaptionScorer
 from hisem.text.vocabulary import UNCHANGED_SENTENCE
 from hisem.training.batches import Batch
-from hisem.training.evaluation import TileResult, caption_batches, score
+from hisem.training.evaluation import TileResult, caption_batches, expert_load, score
 
 
 def result(caption: str, reference: str, predicted: bool, changed: bool) -> TileResult:
@@ -53,6 +56,22 @@ def test_change_scores_come_from_the_decision_not_from_the_text() -> None:
     assert metrics["change_f1"] == pytest.approx(2 / 3)
 
 
+def test_router_accuracy_is_that_of_models_with_a_router() -> None:
+    results = [result("a b c d", "a b c d", predicted, True) for predicted in (True, True, False)]
+    assert score(results)["router_accuracy"] == pytest.approx(2 / 3)
+    assert "router_accuracy" not in score([replace(each, change_probability=None) for each in results])
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="METEOR needs Java")
+def test_one_scorer_serves_many_epochs() -> None:
+    with CaptionScorer() as scorer:
+        for said, least, most in (("a road is built", 0.9, 1.0), ("trees", 0.0, 0.1)):
+            metrics = score([result(said, "a road is built", predicted=True, changed=True)] * 2, scorer)
+            assert least <= metrics["meteor"] <= most
+            parts = [metrics[name] for name in ("bleu_4", "meteor", "rouge_l", "cider_d")]
+            assert metrics["s_m"] == pytest.approx(sum(parts) / 4)
+
+
 def test_without_changed_tiles_there_is_no_score_of_them() -> None:
     metrics = score([result("a b c d", "a b c d", predicted=False, changed=False)] * 2)
     assert "changed_bleu_4" not in metrics
@@ -91,7 +110,42 @@ def test_beam_and_unknown_words_reach_the_model(tiny: Callable[..., HiSem], batc
     assert all("<UNK>" in r.caption for r in caption_batches(model, [pairs], keep_unknown=True))
 
 
+def test_both_captions_are_those_of_either_threshold(tiny: Callable[..., HiSem], batch: Callable[..., Batch]) -> None:
+    model, pairs = tiny(), batch(6)
+    with torch.no_grad():
+        model.decoder.output.weight *= 12  # so that the paths show in what is said
+    results = caption_batches(model, [pairs])
+    assert any(r.caption_if_changed != r.caption_if_unchanged for r in results)
+    for threshold, name in ((0.0, "caption_if_changed"), (1.0, "caption_if_unchanged")):
+        model.set_routing(threshold=threshold)
+        assert [getattr(r, name) for r in results] == [c.text for c in model.caption(pairs.before, pairs.after)]
+
+
+def test_expert_load_counts_the_tokens_of_tiles_called_changed(
+    tiny: Callable[..., HiSem], batch: Callable[..., Batch]
+) -> None:
+    model, pairs = tiny(), batch(6)
+    before = caption_batches(model, [pairs])
+    model.set_routing(threshold=sorted(r.change_probability or 0.0 for r in before)[2])
+    expected = [0] * 4
+    for caption in model.caption(pairs.before, pairs.after, explain=True):
+        assert caption.explanation is not None
+        if caption.explanation.experts is not None:
+            for expert in caption.explanation.experts.flatten().tolist():
+                expected[expert] += 1
+    load = expert_load(caption_batches(model, [pairs]))
+    assert load is not None
+    assert load.tolist() == expected
+    assert sum(expected) == 4 * 4 * 4 * 2  # tiles, tokens of the 4 x 4 grid, choices of a token
+    model.set_routing(threshold=1.0)
+    none = expert_load(caption_batches(model, [pairs]))
+    assert none is not None
+    assert none.tolist() == [0] * 4
+
+
 def test_without_a_router_there_is_no_probability(tiny: Callable[..., HiSem], batch: Callable[..., Batch]) -> None:
     results = caption_batches(tiny(hasd={"router": False}), [batch(4)])
     assert [r.change_probability for r in results] == [None] * 4
     assert [r.predicted for r in results] == [r.caption != UNCHANGED_SENTENCE for r in results]
+    assert {(r.caption_if_unchanged, r.caption_if_changed) for r in results} == {(None, None)}
+    assert expert_load(results) is None
