@@ -14,6 +14,7 @@ from hisem.distributed.dataset import Split
 from hisem.distributed.evaluator import caption_split
 from hisem.errors import HisemError, TrainingError
 from hisem.model.hisem import HiSem
+from hisem.text.metrics import CaptionScorer
 from hisem.tracking import ModelVersion
 from hisem.training.evaluation import score as score_results
 
@@ -122,7 +123,8 @@ def _score_anew(uri: str, champion: ModelVersion, metric: str, split: Split) -> 
         HiSem.from_pretrained(bundle)  # one that does not load is told here, not by an actor
         with session.cluster():
             results = caption_split(split, bundle)
-    scores = score_results(results, meteor=metric in NEEDS_METEOR)
+    with CaptionScorer(meteor=metric in NEEDS_METEOR) as scorer:
+        scores = score_results(results, scorer)
     if metric not in scores:
         raise TrainingError(f"{metric} is unavailable: METEOR needs Java, changed_bleu_4 needs changed tiles.")
     noted = {_score_tag(metric, split.fingerprint()): repr(scores[metric])}

@@ -60,7 +60,7 @@ class Evaluation:
 
     def table(self) -> pa.Table:
         """One row a tile, the fields of `TileResult`."""
-        return pa.Table.from_pylist([asdict(result) for result in self.results], schema=RESULT)
+        return results_table(self.results)
 
 
 def evaluate(folder: str, model: Path, split: str = "test", protocol: Protocol = "words", beam: int = 1) -> Evaluation:
@@ -128,6 +128,16 @@ class SplitCaptioner:
         batch = self._collate(columns)
         results = caption_batches(self._model, [batch], self._beam, self._keep_unknown)
         return pa.Table.from_pylist([asdict(result) for result in results], schema=RESULT)
+
+
+def results_table(results: Sequence[TileResult]) -> pa.Table:
+    """One row a tile, the fields of `TileResult`."""
+    return pa.Table.from_pylist([asdict(result) for result in results], schema=RESULT)
+
+
+def read_results(path: Path) -> list[TileResult]:
+    """The results in a Parquet file of `results_table`."""
+    return [TileResult(**row) for row in pq.read_table(path).to_pylist()]
 
 
 RESULT = pa.schema(

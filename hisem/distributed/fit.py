@@ -114,8 +114,8 @@ def _listener(metric: str, run: tracking.Run, reports: Reports) -> Callable[[Eve
         if kind == "started":
             log.info("%s", _start_line(event))
         elif kind == "step":
-            told = {f"step/{name}": event[name] for name in ("loss", "learning_rate", "pairs_per_second", "waiting")}
-            run.metrics(told, event["global_step"])
+            told = {name: event[name] for name in ("loss", "learning_rate", "pairs_per_second", "waiting")}
+            run.step_metrics({event["global_step"]: told})
             log.info("%s", step_line(event))
         elif kind == "epoch":
             reports[int(event["epoch"])] = event

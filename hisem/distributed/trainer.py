@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from hisem import storage, tracking
+from hisem import provenance, storage, tracking
 from hisem.config import flatten, to_dict
 from hisem.distributed import session
 from hisem.distributed.dataset import Split, read_splits
@@ -122,6 +122,7 @@ def _tracked(job: Job, options: TrainOptions, run_file: RunFile) -> tuple[RunFil
     run.params({"data": options.data, "init": options.init, "words": len(job.vocabulary)})
     run.params({"workers": job.execution.workers} | {f"{name}_tiles": len(split) for name, split in job.splits.items()})
     run.tags({f"data.{name}": split.fingerprint() for name, split in job.splits.items()})
+    run.provenance(provenance.versions(), provenance.git_state())
     try:
         with session.cluster():
             history = fit(job, run)

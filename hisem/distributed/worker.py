@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -22,11 +22,11 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from torch import nn
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hisem import storage
 from hisem.distributed import run_file
+from hisem.distributed.evaluator import results_table
 from hisem.distributed.session import expected
 from hisem.distributed.shipping import Shipped, unpack
 from hisem.distributed.supervisor import DrainError
@@ -38,7 +38,7 @@ from hisem.text.vocabulary import Vocabulary
 from hisem.training.batches import Batch, Collate, local_batch_sizes, rebatch
 from hisem.training.checkpoints import BUNDLE, Checkpoints, Progress, load_optimizer, read_progress, save_optimizer
 from hisem.training.epoch import EpochSums, StepReport, make_optimizer, train_epoch
-from hisem.training.evaluation import TileResult, caption_batches, score
+from hisem.training.evaluation import TileResult, caption_batches, expert_load, score
 from hisem.training.objective import gathered
 from hisem.training.recipe import Experiment
 
@@ -168,7 +168,7 @@ class Worker:
         report = {
             "epoch": epoch,
             **{f"train_{name}": float(value) for name, value in asdict(summary).items()},
-            **{f"val_{name}": float(value) for name, value in metrics.items()},
+            **{f"val_{name}": value for name, value in metrics.items()},
             "val_seconds": time.perf_counter() - began,
         }
         self.progress = Progress(epoch + 1, history=[*self.progress.history, report])
@@ -183,7 +183,7 @@ class Worker:
         parts = gathered(caption_batches(self.hisem, batches))
         results = sorted((result for part in parts for result in part), key=lambda result: result.tile_id)
         # Scored by one: METEOR is a process of its own, and workers may share a machine.
-        metrics = [score(results) if scorer is not None else {}]
+        metrics = [score(results, scorer) | expert_shares(results) if scorer is not None else {}]
         if dist.is_initialized():
             dist.broadcast_object_list(metrics)
         return results, metrics[0]
@@ -216,7 +216,7 @@ class Worker:
                 self.hisem.save_pretrained(folder / BUNDLE, scores)
                 save_optimizer(self.optimizer, folder)
                 if results:
-                    pq.write_table(pa.Table.from_pylist([asdict(r) for r in results]), folder / VALIDATION)
+                    pq.write_table(results_table(results), folder / VALIDATION)
 
             self.checkpoints.save(fill, self.progress, report.get(f"val_{self.recipe.metric}"))
             self.put({"kind": "checkpoint"})
@@ -246,6 +246,14 @@ class Worker:
 
     def _tell(self, message: str) -> None:
         self.put({"kind": "storage", "message": message})
+
+
+def expert_shares(results: Sequence[TileResult]) -> dict[str, float]:
+    """`expert_E`: which share of the choices in changed tiles fell on each expert; empty without a router."""
+    load = expert_load(results)
+    if load is None:
+        return {}
+    return {f"expert_{number}": float(share) for number, share in enumerate(load / max(1, load.sum()))}
 
 
 class _Reporter:
