@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hisem import storage, tracking
 from hisem.distributed.champion import crown, version_tags
-from hisem.distributed.evaluator import draw_samples, read_results
+from hisem.distributed.evaluator import Evaluation, draw_samples, read_results
 from hisem.distributed.fit import Job
 from hisem.distributed.worker import VALIDATION
 from hisem.errors import TrainingError
@@ -53,7 +53,7 @@ def publish(
     score, split = metrics[f"val_{metric}"], job.splits["val"]
     version = tracking.register(run, digest, version_tags(score, metric, split), register)
     verdict = crown(run, version, score, metric, split, register)
-    return metrics, f"models:/{register}/{version} is registered; the alias {tracking.CHAMPION} {verdict.reason}."
+    return metrics, f"models:/{register}/{version} is registered; the alias champion {verdict.reason}."
 
 
 def _draw(
@@ -79,5 +79,5 @@ def _draw(
         run.figure(expert_load_figure(loads), f"{FIGURES}/experts.png")
     with tempfile.TemporaryDirectory() as scratch:
         picture = Path(scratch) / "tiles.png"
-        draw_samples(data, results, "val", str(picture), TILES)
+        draw_samples(data, Evaluation([], list(results), 0.0), "val", str(picture), TILES)
         run.file(picture, FIGURES)

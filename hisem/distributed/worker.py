@@ -33,6 +33,7 @@ from hisem.distributed.supervisor import DrainError
 from hisem.errors import HisemError, TrainingError
 from hisem.model.hisem import HiSem
 from hisem.model.warm_start import start_from
+from hisem.text.meteor import Meteor
 from hisem.text.metrics import CaptionScorer
 from hisem.text.vocabulary import Vocabulary
 from hisem.training.batches import Batch, Collate, local_batch_sizes, rebatch
@@ -40,7 +41,7 @@ from hisem.training.checkpoints import BUNDLE, Checkpoints, Progress, load_optim
 from hisem.training.epoch import EpochSums, StepReport, make_optimizer, train_epoch
 from hisem.training.evaluation import TileResult, caption_batches, expert_load, score
 from hisem.training.objective import gathered
-from hisem.training.recipe import Experiment
+from hisem.training.recipe import NEED_METEOR, Experiment
 
 VALIDATION = "validation.parquet"
 SHUFFLE_BYTES = 256 * 2**20
@@ -104,6 +105,9 @@ class Worker:
                 f"{orders.run}: worker {self.rank} on {socket.gethostname()} does not see the run's folder. Give "
                 "--storage that all nodes share: an object store or a network file system."
             )
+        if self.rank == 0 and self.recipe.metric in NEED_METEOR:
+            with Meteor():  # told now, and not after the first epoch
+                pass
         self.checkpoints = Checkpoints(orders.run, orders.keep, orders.patience, self._tell)
         self.hisem, self.optimizer, self.progress = self._start()
         if self.recipe.compile:
@@ -183,10 +187,16 @@ class Worker:
         parts = gathered(caption_batches(self.hisem, batches))
         results = sorted((result for part in parts for result in part), key=lambda result: result.tile_id)
         # Scored by one: METEOR is a process of its own, and workers may share a machine.
-        metrics = [score(results, scorer) | expert_shares(results) if scorer is not None else {}]
+        scored = [score(results, scorer) | expert_shares(results) if scorer is not None else {}]
         if dist.is_initialized():
-            dist.broadcast_object_list(metrics)
-        return results, metrics[0]
+            dist.broadcast_object_list(scored)
+        metrics = scored[0]
+        if self.recipe.metric not in metrics:
+            raise TrainingError(
+                f"training.metric={self.recipe.metric} cannot be scored: METEOR and S*m need a Java runtime on the "
+                "workers' nodes, changed_bleu_4 needs changed tiles in split val. Choose another metric."
+            )
+        return results, metrics
 
     def _train_batches(self, collate: Collate) -> Iterator[Batch]:
         """This worker's batches of an epoch: the same ones in the same order whenever it is run anew."""

@@ -28,6 +28,9 @@ Metric = Literal[
 ]
 """Validation metrics that can choose the best model: of all of them more is better."""
 
+NEED_METEOR = ("meteor", "s_m")
+"""Those that need Java."""
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -98,7 +101,7 @@ class TrainingConfig:
             raise ConfigError(f"training.learning_rate={self.learning_rate}: must be above 0, and finite.")
         if not 0 <= self.tint < 1:
             raise ConfigError(f"training.tint={self.tint}: must lie in [0, 1).")
-        if self.metric in ("meteor", "s_m") and not self.meteor:
+        if self.metric in NEED_METEOR and not self.meteor:
             raise ConfigError(
                 f"training.metric={self.metric}: validation does not score it with training.meteor=False; set "
                 "training.meteor=True, or choose another metric."

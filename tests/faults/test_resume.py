@@ -1,7 +1,5 @@
 """A training run whose driver is killed goes on where it stopped, as if nothing had been."""
 
-import subprocess
-
 import mlflow
 import pytest
 
@@ -22,7 +20,7 @@ def test_a_killed_driver_resumes_with_the_losses_of_an_uninterrupted_run(start: 
     first.kill()
     second = start("killed", *one)
     text = second.end()
-    assert "resumed" in text
+    assert "worker(s) start after step" in text or "start at epoch 4" in text
     assert "epoch 1 done" not in text
     assert "epoch 6 done" in text
     assert second.losses() == pytest.approx(whole.losses(), abs=1e-6)
@@ -33,6 +31,4 @@ def test_a_killed_driver_resumes_with_the_losses_of_an_uninterrupted_run(start: 
     runs = client.search_runs([experiment.experiment_id], "attributes.run_name = 'killed'")
     assert [run.info.status for run in runs] == ["FINISHED"]
 
-    third = start("killed", *one)
-    assert "already done" in third.end()
-    assert isinstance(third.process, subprocess.Popen)
+    assert "already done" in start("killed", *one).end()
