@@ -6,6 +6,7 @@ first row; footprints are in degrees, longitude first.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from shapely.geometry import mapping, shape
 
 from hisem.archive.gdal import GDAL_ERRORS, cause_of
 from hisem.errors import ConfigError, RasterError
+
+TILE_SIZE = re.compile(r"-(\d+)(?:@[^/@]+m)?$")
+"""Where `tile_id` puts the tile size."""
 
 WGS84 = CRS.from_epsg(4326)
 SEGMENTS_PER_EDGE = 4
@@ -145,3 +149,9 @@ def tile_id(pair_id: str, window: Window, tile_size: int, resolution: float | No
     """
     suffix = "" if resolution is None else f"@{resolution!r}m"
     return f"{pair_id}/{window.row_off}-{window.col_off}-{tile_size}{suffix}"
+
+
+def nominal_size(tile: str) -> int | None:
+    """The tile size, in pixels, in a name that `tile_id` gave; None for a name of another making."""
+    found = TILE_SIZE.search(tile)
+    return int(found[1]) if found else None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +17,19 @@ from ray.train import DataConfig
 
 from hisem import storage
 from hisem.archive import png
+from hisem.archive.grid import nominal_size
 from hisem.distributed.archive import read_shard_columns
 from hisem.errors import DatasetError
 from hisem.schemas import OK
+from hisem.text.vocabulary import UNCHANGED_SENTENCE, tokenize
+
+log = logging.getLogger(__name__)
 
 CACHE_SHARE = 0.4
 """A split whose decoded pixels fit in this share of the object store is decoded once, not once an epoch."""
+
+SHOWN_IDS = 3
+"""How many ids a message names."""
 
 SHOWN = ["tile_id", "before_image", "after_image", "references", "changed"]
 """What of a shard is read for training."""
@@ -62,30 +72,29 @@ class Split:
 
 
 def read_splits(folder: str, names: tuple[str, ...]) -> dict[str, Split]:
-    """The named splits of a folder of shards; tiles that are not ok or have no references do not count.
+    """The named splits of a folder of shards.
 
-    Raises `DatasetError` for an empty split, tiles of several sizes, a pair in two splits.
+    Tiles that are not ok, have no references or are in no split do not count; how many they are is logged. Raises
+    `DatasetError`, with ids, where no tile is left or a named split is empty, for tiles of several sizes, a tile that
+    occurs twice, a pair in two splits, a sentence without words, and a tile whose `changed` is unknown.
     """
     columns = ["tile_id", "pair_id", "height", "width", "split", "status", "references", "changed"]
     table = read_shard_columns(folder, columns)
-    usable = pc.and_(
-        pc.equal(table.column("status"), OK), pc.greater(pc.list_value_length(table.column("references")), 0)
-    )
-    labelled = table.filter(pc.fill_null(usable, False))
-    if not len(labelled):
-        raise DatasetError(
-            f"{folder}: none of {len(table)} tile(s) is ok and has references; give --references to tile.py."
-        )
-    _require_one_split_per_pair(labelled, folder)
+    _require_each_tile_once(table, folder)
+    _require_one_split_per_pair(table, folder)
+    labelled = _labelled(table, folder)
     size = _tile_size(labelled, folder)
+    _require_sense(labelled, folder)
     splits = {}
     for name in names:
         rows = labelled.filter(pc.equal(labelled.column("split"), name))
         if not len(rows):
-            there = ", ".join(
-                f"{v['values']}: {v['counts']}" for v in pc.value_counts(labelled.column("split")).to_pylist()
+            counts = Counter(labelled.column("split").to_pylist())
+            there = ", ".join(f"{split}: {count}" for split, count in sorted(counts.items()))
+            raise DatasetError(
+                f"{folder}: split {name} has no labelled tiles (labelled tiles by split: {there}). Splits are given by "
+                "the catalogue's column split."
             )
-            raise DatasetError(f"{folder}: split {name} has no labelled tiles (labelled tiles by split: {there}).")
         splits[name] = Split(folder, name, size, rows.select(["tile_id", "pair_id", "references", "changed", "file"]))
     return splits
 
@@ -96,12 +105,13 @@ def pixels(split: Split) -> ray.data.Dataset:
     One task a shard file. Ray's own `read_parquet` makes one task of many small files and lists the folder anew.
     """
     fs, _ = storage.filesystem(split.folder)
+    size = split.tile_size  # not the split, which would travel with every task
     tiles = ray.put(set(split.rows.column("tile_id").to_pylist()))
 
     def load(files: pa.Table) -> dict[str, np.ndarray]:
         table = pq.read_table(files.column("file").to_pylist(), filesystem=fs, columns=SHOWN, partitioning=None)
         mine = pc.is_in(table.column("tile_id"), pa.array(sorted(ray.get(tiles)), pa.string()))
-        return decode(table.filter(mine))
+        return decode(table.filter(mine), size)
 
     files = sorted(set(split.rows.column("file").to_pylist()))
     dataset = ray.data.from_arrow([pa.table({"file": [file]}) for file in files])
@@ -111,12 +121,21 @@ def pixels(split: Split) -> ray.data.Dataset:
     return dataset.materialize() if split.pixel_bytes < CACHE_SHARE * store else dataset
 
 
-def decode(table: pa.Table) -> dict[str, np.ndarray]:
-    """Columns SHOWN, images as PNG, to PAIR_COLUMNS, images as arrays uint8 B H W 3."""
-    images = {
-        name: np.stack([png.decode(content) for content in table.column(f"{name}_image").to_pylist()])
-        for name in ("before", "after")
-    }
+def decode(table: pa.Table, tile_size: int) -> dict[str, np.ndarray]:
+    """Columns SHOWN, images as PNG, to PAIR_COLUMNS, images as arrays uint8 B H W 3.
+
+    Raises `DatasetError` for an image that is not of `tile_size` pixels, whatever its row says.
+    """
+    images = {}
+    for name in ("before", "after"):
+        decoded = [png.decode(content) for content in table.column(f"{name}_image").to_pylist()]
+        for tile, image in zip(table.column("tile_id").to_pylist(), decoded, strict=True):
+            if image.shape != (tile_size, tile_size, 3):
+                raise DatasetError(
+                    f"{tile}: its {name} image has {image.shape[0]} x {image.shape[1]} pixels, not {tile_size} x "
+                    f"{tile_size} as other tiles; make the shards anew with tile.py."
+                )
+        images[name] = np.stack(decoded)
     references = np.empty(len(table), dtype=object)
     references[:] = table.column("references").to_pylist()
     return {
@@ -143,15 +162,93 @@ class EvenTrainingExactValidation(DataConfig):
         return shares
 
 
+def _require_each_tile_once(table: pa.Table, folder: str) -> None:
+    files: dict[str, list[str]] = {}
+    for tile, file in zip(table.column("tile_id").to_pylist(), table.column("file").to_pylist(), strict=True):
+        files.setdefault(tile, []).append(file.rpartition("/")[2])
+    twice = [f"{tile} in {' and '.join(found[:2])}" for tile, found in files.items() if len(found) > 1]
+    if twice:
+        raise DatasetError(
+            f"{folder}: {len(twice)} tile(s) occur more than once: {_some(twice)}. Remove the shards that do not "
+            "belong there, or make them anew in an empty folder."
+        )
+
+
 def _require_one_split_per_pair(table: pa.Table, folder: str) -> None:
-    pairs = table.select(["pair_id", "split"]).group_by("pair_id").aggregate([("split", "count_distinct")])
-    mixed = pairs.filter(pc.greater(pairs.column("split_count_distinct"), 1)).column("pair_id").to_pylist()
+    """Tiles of one scene pair on both sides would let a model be scored on what it has seen."""
+    splits: dict[str, set[str]] = {}
+    for pair, split in zip(table.column("pair_id").to_pylist(), table.column("split").to_pylist(), strict=True):
+        splits.setdefault(pair, set()).add(split or "none")
+    mixed = [f"{pair} in {' and '.join(sorted(found))}" for pair, found in splits.items() if len(found) > 1]
     if mixed:
-        raise DatasetError(f"{folder}: {len(mixed)} pair(s) are in two splits: {', '.join(sorted(mixed)[:5])}.")
+        raise DatasetError(
+            f"{folder}: {len(mixed)} pair(s) have tiles in more than one split: {_some(mixed)}. Give each pair one "
+            "split in the catalogue and make the shards anew with tile.py."
+        )
 
 
-def _tile_size(table: pa.Table, folder: str) -> int:
-    sizes = pc.unique(pc.max_element_wise(table.column("height"), table.column("width"))).to_pylist()
-    if len(sizes) > 1:
-        raise DatasetError(f"{folder}: tiles of several sizes ({sorted(sizes)} pixels); one size is needed.")
-    return int(sizes[0])
+def _labelled(table: pa.Table, folder: str) -> pa.Table:
+    """The tiles that can be learned from or scored; says which are left out."""
+    ok = pc.equal(table.column("status"), OK)
+    described = pc.fill_null(pc.greater(pc.list_value_length(table.column("references")), 0), False)
+    placed = pc.is_valid(table.column("split"))
+    usable = pc.and_(pc.and_(ok, described), placed)
+    reasons = {
+        "failed or skipped": pc.invert(ok),
+        "without references": pc.and_(ok, pc.invert(described)),
+        "in no split": pc.and_(pc.and_(ok, described), pc.invert(placed)),
+    }
+    left_out = {reason: table.filter(mask).column("tile_id").to_pylist() for reason, mask in reasons.items()}
+    told = "; ".join(f"{len(ids)} {reason} ({_some(ids)})" for reason, ids in left_out.items() if ids)
+    labelled = table.filter(usable)
+    if not len(labelled):
+        raise DatasetError(
+            f"{folder}: none of {len(table)} tile(s) is ok, has references and is in a split: {told}. "
+            "References are given by --references of tile.py, splits by the catalogue's column split."
+        )
+    if told:
+        log.info("%s: %d of %d tile(s) are left out: %s", folder, len(table) - len(labelled), len(table), told)
+    return labelled
+
+
+def _tile_size(labelled: pa.Table, folder: str) -> int:
+    """The size of all tiles. Windows of scenes smaller than a tile are smaller than it, their pixels are not."""
+    tiles: dict[int, list[str]] = {}
+    for row in labelled.select(["tile_id", "height", "width"]).to_pylist():
+        size = max(nominal_size(row["tile_id"]) or 0, row["height"], row["width"])
+        tiles.setdefault(size, []).append(row["tile_id"])
+    if len(tiles) > 1:
+        found = "; ".join(f"{len(ids)} of {size} pixels ({_some(ids)})" for size, ids in sorted(tiles.items()))
+        raise DatasetError(
+            f"{folder}: tiles of several sizes: {found}. One size is needed: make the shards anew in an empty folder, "
+            "with one --tile-size."
+        )
+    return next(iter(tiles))
+
+
+def _require_sense(labelled: pa.Table, folder: str) -> None:
+    """Refuse labels and sentences that teach nothing; tell of those that contradict each other."""
+    rows = labelled.select(["tile_id", "references", "changed"]).to_pylist()
+    if unknown := [row["tile_id"] for row in rows if row["changed"] is None]:
+        raise DatasetError(
+            f"{folder}: {len(unknown)} tile(s) have references but changed is null: {_some(unknown)}. "
+            "Make the shards with tile.py, which fills it in."
+        )
+    said = {row["tile_id"]: [tokenize(sentence or "") for sentence in row["references"]] for row in rows}
+    if wordless := [tile for tile, sentences in said.items() if not all(sentences)]:
+        raise DatasetError(
+            f"{folder}: {len(wordless)} tile(s) have a reference without words: {_some(wordless)}. "
+            "Correct the references and make the shards anew with tile.py."
+        )
+    same = [tokenize(UNCHANGED_SENTENCE)]
+    odd = [row["tile_id"] for row in rows if row["changed"] and all(words in same for words in said[row["tile_id"]])]
+    if odd:
+        log.warning(
+            "%s: %d tile(s) are labelled changed, though all references say %r: %s; the label is followed",
+            *(folder, len(odd), UNCHANGED_SENTENCE, _some(odd)),
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few of many."""
+    return ", ".join(names[:SHOWN_IDS]) + (f" and {len(names) - SHOWN_IDS} more" if len(names) > SHOWN_IDS else "")

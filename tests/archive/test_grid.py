@@ -11,7 +11,7 @@ from rasterio.warp import transform, transform_bounds
 from rasterio.windows import Window as RasterioWindow
 from rasterio.windows import transform as window_transform
 
-from hisem.archive.grid import Grid, Window, tile_id, windows
+from hisem.archive.grid import Grid, Window, nominal_size, tile_id, windows
 from hisem.errors import ConfigError, RasterError
 
 UTM_GRID = Grid(1000, 700, Affine(0.6, 0, 366_642.6, 0, -0.6, 4_104_511.2), CRS.from_epsg(26915))
@@ -37,6 +37,13 @@ def test_the_last_row_and_column_shift_inwards() -> None:
     assert [(w.row_off, w.col_off) for w in windows(100, 64, 64)] == [(0, 0), (36, 0)]
     assert windows(40, 100, 64) == [Window(0, 0, 40, 64), Window(0, 36, 40, 64)]
     assert tile_id("site-1", Window(36, 0, 64, 64), 64) == "site-1/36-0-64"
+
+
+@pytest.mark.parametrize("resolution", [None, 10.0, 0.30000000000000004, 1e-05])
+def test_a_tiles_name_tells_its_size(resolution: float | None) -> None:
+    small = Window(0, 0, 40, 50)  # a scene smaller than a tile
+    assert nominal_size(tile_id("a@b-7/c", small, 256, resolution)) == 256
+    assert nominal_size("named by others") is None
 
 
 @pytest.mark.parametrize("overlap", [1, 5, 15])

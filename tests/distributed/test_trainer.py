@@ -104,4 +104,4 @@ def test_pixels_are_those_of_the_split(shards):
         rows = [tile for batch in pixels(split).iter_batches(batch_size=None) for tile in batch["tile_id"]]
         assert sorted(rows) == sorted(split.rows.column("tile_id").to_pylist())
     table = storage.read_parquet(storage.list_files(shards)[0])
-    assert decode(table.slice(0, 3))["before"].shape == (3, 32, 32, 3)
+    assert decode(table.slice(0, 3), 32)["before"].shape == (3, 32, 32, 3)
