@@ -159,9 +159,12 @@ def test_a_champion_is_scored_anew_once(registry, bundle, dumb, splits, true_sco
 def test_a_tag_that_is_no_score_is_not_believed(registry, bundle, dumb, true_scores, value):
     registry.alias(registry.add(bundle, 0.5)[1])
     tracking.tag_version(registry.store, "1", {"metric_value": value}, registry.name)
-    moved, reason = registry.train(dumb, true_scores["dumb"])
+    rival = registry.add(dumb, true_scores["dumb"])
+    moved, reason = registry.crown(rival, true_scores["dumb"])
     assert not moved
     assert f"bleu_1 {true_scores['trained']:.4f} there" in reason
+    assert "anew" in reason
+    assert "anew" not in registry.crown(rival, true_scores["dumb"])[1]  # what was noted goes over it
 
 
 @pytest.mark.parametrize("loss", ["all files", "the weights"])
