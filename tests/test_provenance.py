@@ -45,7 +45,7 @@ def test_versions_are_those_installed() -> None:
     assert found["hisem"] == hisem.__version__
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["numpy"] == numpy.__version__
-    assert found["torch"] == torch.__version__
+    assert found["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert found["mlflow"] == version("mlflow")
     assert found.get("cuda") == torch.version.cuda
     assert set(found) - {"cuda"} == {"hisem", "python", *provenance.PACKAGES}
@@ -108,7 +108,7 @@ def test_the_environment_stands_in_where_there_is_no_checkout(
     assert git_state(checkout)["commit"] == git(checkout, "rev-parse", "HEAD")
 
 
-@pytest.mark.parametrize("program", [None, "#!/bin/sh\nexit 3\n", "#!/bin/sh\nexec sleep 60\n"])
+@pytest.mark.parametrize("program", [None, "#!/bin/sh\nexit 3\n", "#!/bin/sh\nexec /bin/sleep 60\n"])
 def test_git_that_is_absent_fails_or_hangs(
     program: str | None, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,9 +118,7 @@ def test_git_that_is_absent_fails_or_hangs(
         (programs / "git").write_text(program)
         (programs / "git").chmod(0o755)
     monkeypatch.setattr(provenance, "GIT_SECONDS", 0.5)
-    monkeypatch.setenv("PATH", f"{programs}:/nowhere")
-    if program and "sleep" in program:
-        monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", str(programs))
     assert git_state(checkout) == {}
 
 

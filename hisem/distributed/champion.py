@@ -104,10 +104,11 @@ def _compare(uri: str, champion: ModelVersion | None, version: str, score: float
 
 
 def _known_score(champion: ModelVersion, metric: str, fingerprint: str) -> float | None:
-    """What the champion is tagged with for this metric on these tiles: at its training, or by a later run."""
+    """What the champion is tagged with for this metric on these tiles: by a later run, or at its training."""
     tags = champion.tags
-    at_training = (tags.get("metric"), tags.get("fingerprint")) == (metric, fingerprint)
-    value = tags.get("metric_value") if at_training else tags.get(_score_tag(metric, fingerprint))
+    value = tags.get(_score_tag(metric, fingerprint))
+    if value is None and (tags.get("metric"), tags.get("fingerprint")) == (metric, fingerprint):
+        value = tags.get("metric_value")
     try:
         known = float(value or "nan")
     except ValueError:
