@@ -1,4 +1,4 @@
-"""Scoring a model on a split of shards, captioned by an actor that Ray Data feeds."""
+"""Scoring a model on a split of shards, captioned by actors that Ray Data feeds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ import torch
 from hisem import storage
 from hisem.archive import png
 from hisem.distributed import session
+from hisem.distributed.archive import read_benchmark
 from hisem.distributed.dataset import Split, pixels, read_splits
 from hisem.distributed.shipping import Shipped, ship, unpack
 from hisem.errors import ConfigError, DatasetError
@@ -29,15 +31,26 @@ from hisem.report.curves import save
 from hisem.report.explanation import ExplainedTile
 from hisem.report.explanation import draw_explanations as explanation_figure
 from hisem.text.metrics import Protocol
+from hisem.text.published_scores import PUBLISHED, PublishedTable
 from hisem.text.scoring import Baselines, ScoreRow, score_table
+from hisem.text.threshold import ThresholdCurve
 from hisem.text.vocabulary import UNCHANGED_SENTENCE
 from hisem.training.batches import Collate, image_tensor
-from hisem.training.evaluation import TileResult, caption_batches
+from hisem.training.evaluation import TileResult, caption_batches, expert_load, router_curve
 
 log = logging.getLogger(__name__)
 
 MODEL = "HiSem"
 BATCH = 64
+
+SHARE = 0.5
+"""CPUs that a captioner, and a task that reads, reserves. Less than one, so that both fit on a single CPU."""
+
+SMALL = 500
+"""Fewer tiles than this say little about a model."""
+
+Benchmark = Literal["auto", "levir-cc", "whu-cdc", "none"]
+"""Whose published scores to compare with: those that the shards name, those of one benchmark, or none."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,16 @@ class Evaluation:
 
     rows: list[ScoreRow]
     results: list[TileResult]
+    threshold: float
+    """The model's own, in [0, 1]."""
+    curve: ThresholdCurve | None
+    """BLEU-4 and change F1 over the router's threshold, by the protocol of `rows`; None without a router."""
+    expert_load: list[int] | None
+    """How often each expert was chosen (see `hisem.training.evaluation.expert_load`); None without a router."""
+    published: PublishedTable | None
+    """The published scores on the benchmark that the tiles are of."""
+    remarks: list[str]
+    """In sentences, with what care the scores are to be read."""
     seconds: float
 
     @property
@@ -63,21 +86,41 @@ class Evaluation:
         return pa.Table.from_pylist([asdict(result) for result in self.results], schema=RESULT)
 
 
-def evaluate(folder: str, model: Path, split: str = "test", protocol: Protocol = "words", beam: int = 1) -> Evaluation:
-    """Score the bundle in `model` on a split of the shards in `folder`.
+def evaluate(
+    folder: str,
+    model: Path,
+    split: str = "test",
+    protocol: Protocol = "words",
+    beam: int = 1,
+    *,
+    captioners: int = 1,
+    gpu: bool = False,
+    benchmark: Benchmark = "auto",
+) -> Evaluation:
+    """Score the bundle in `model` on a split of the shards in `folder`, with so many actors, on a GPU each or on CPUs.
 
     The trivial captioners know the references of the training split, where there is one with changed
     tiles; else only the one that says nothing changed takes part. Under protocol `ids` the model may
     emit UNK, which counts as the word it is in the published tables.
+
+    Raises `ResourceError` where the cluster can never run the actors and what feeds them.
     """
     began = time.perf_counter()
-    if beam < 1:
-        raise ConfigError(f"beam is {beam}: 1 or more.")
+    for name, value in (("beam", beam), ("captioners", captioners)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}: 1 or more.")
     bundle = HiSem.from_pretrained(model)  # one that does not load is told here, not by an actor
     labelled = read_splits(folder, (split,))[split]
     baselines = _baselines(folder, len(labelled))
     with session.cluster():
-        results = _captioned(labelled, model, keep_unknown=protocol == "ids", beam=beam)
+        session.require(
+            SHARE * (captioners + 1),
+            captioners if gpu else 0,
+            f"scoring with {captioners} captioner(s)",
+            "Give fewer --captioners or a larger cluster.",
+        )
+        arguments = (ship(model), protocol == "ids", beam, captioners, gpu)
+        results = _captioned(labelled, arguments, captioners, gpu)
     captions: dict[str, Sequence[str]] = {MODEL: [result.caption for result in results]}
     captions |= baselines
     rows = score_table(
@@ -88,7 +131,18 @@ def evaluate(folder: str, model: Path, split: str = "test", protocol: Protocol =
         protocol=protocol,
         vocabulary=bundle.vocabulary,
     )
-    return Evaluation(rows, results, time.perf_counter() - began)
+    load = expert_load(results)
+    published = _published(folder, benchmark)
+    return Evaluation(
+        rows,
+        results,
+        bundle.change_threshold,
+        router_curve(results, bundle.vocabulary if protocol == "ids" else None),
+        None if load is None else load.tolist(),
+        published,
+        _remarks(published, split, protocol, len(results)),
+        time.perf_counter() - began,
+    )
 
 
 def draw_samples(folder: str, evaluation: Evaluation, split: str, uri: str, count: int = 8) -> None:
@@ -115,11 +169,12 @@ def draw_explanations(folder: str, evaluation: Evaluation, model: Path, split: s
 
 
 class SplitCaptioner:
-    """An actor that captions labelled tiles."""
+    """An actor that captions labelled tiles; there are so many `captioners` of them."""
 
-    def __init__(self, shipped: Shipped, keep_unknown: bool, beam: int) -> None:
-        torch.set_num_threads(max(1, int(min(os.cpu_count() or 1, session.cpus())) - 1))
-        self._model = unpack(shipped)
+    def __init__(self, shipped: Shipped, keep_unknown: bool, beam: int, captioners: int, gpu: bool) -> None:
+        spare = int(min(os.cpu_count() or 1, session.cpus())) - 1  # one for Ray Data and the driver
+        torch.set_num_threads(max(1, spare // captioners))
+        self._model = unpack(shipped).to("cuda" if gpu else "cpu")
         self._keep_unknown, self._beam = keep_unknown, beam
         self._collate = Collate(self._model.vocabulary, self._model.config.decoder.max_length, 0, 0)
 
@@ -146,15 +201,16 @@ RESULT = pa.schema(
 )
 
 
-def _captioned(labelled: Split, model: Path, keep_unknown: bool, beam: int) -> list[TileResult]:
-    shipped = ship(model)
-    found = pixels(labelled).map_batches(
+def _captioned(labelled: Split, arguments: tuple[Any, ...], captioners: int, gpu: bool) -> list[TileResult]:
+    """Every tile once, sorted by its id; `arguments` are those of `SplitCaptioner`."""
+    found = pixels(labelled, num_cpus=SHARE).map_batches(
         SplitCaptioner,
-        fn_constructor_args=(shipped, keep_unknown, beam),
+        fn_constructor_args=arguments,
         batch_format="numpy",
         batch_size=BATCH,
-        compute=ray.data.ActorPoolStrategy(size=1),
-        num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(size=captioners),
+        num_cpus=SHARE,
+        num_gpus=1 if gpu else 0,
     )
     results = [TileResult(**row) for batch in _tables(found) for row in batch.to_pylist()]
     return sorted(results, key=lambda result: result.tile_id)
@@ -171,6 +227,20 @@ def _baselines(folder: str, count: int) -> dict[str, list[str]]:
     except DatasetError as error:
         log.warning("The captioner of the most frequent change takes no part: %s", error)
         return {"always unchanged": [UNCHANGED_SENTENCE] * count}
+
+
+def _published(folder: str, benchmark: Benchmark) -> PublishedTable | None:
+    name = read_benchmark(folder) if benchmark == "auto" else benchmark.upper()
+    return PUBLISHED.get(name or "")
+
+
+def _remarks(published: PublishedTable | None, split: str, protocol: Protocol, tiles: int) -> list[str]:
+    remarks = []
+    if published and (differences := published.differences(split, protocol, tiles)):
+        remarks.append(f"Not comparable with the published scores: {'; '.join(differences)}.")
+    if tiles < SMALL:
+        remarks.append(f"Only {tiles} tiles: at this size the scores say that everything runs, and no more.")
+    return remarks
 
 
 def _images(folder: str, split: str, tiles: set[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -15,6 +15,8 @@ import torch
 from hisem.model.hisem import HiSem
 from hisem.text.metrics import CaptionScorer, CaptionScores, caption_scores
 from hisem.text.scoring import change_scores
+from hisem.text.threshold import ThresholdCurve, threshold_curve
+from hisem.text.vocabulary import Vocabulary
 from hisem.training.batches import Batch
 
 
@@ -84,6 +86,21 @@ def expert_load(results: Sequence[TileResult]) -> npt.NDArray[np.int64] | None:
     if not len(known):
         return None
     return known[[result.predicted for result in results]].sum(axis=0)
+
+
+def router_curve(results: Sequence[TileResult], vocabulary: Vocabulary | None = None) -> ThresholdCurve | None:
+    """What every threshold of the router would give (see `hisem.text.threshold`); None without a router."""
+    routed = [
+        (r.change_probability, r.caption_if_unchanged, r.caption_if_changed)
+        for r in results
+        if r.change_probability is not None and r.caption_if_unchanged is not None and r.caption_if_changed is not None
+    ]
+    if not routed:
+        return None
+    probabilities, still, moved = zip(*routed, strict=True)
+    return threshold_curve(
+        probabilities, still, moved, [r.references for r in results], [r.changed for r in results], vocabulary
+    )
 
 
 def score(results: Sequence[TileResult], scorer: CaptionScorer | None = None) -> dict[str, float]:
