@@ -28,39 +28,47 @@ class Options(cli.Common):
     """What is compared."""
     beam: int = 1
     """Beam width; 1 is greedy."""
+    captioners: int = 1
+    """Captioning actors."""
+    gpu: bool = False
+    """One GPU per captioner."""
+    benchmark: Literal["auto", "levir-cc", "whu-cdc", "none"] = "auto"
+    """Whose published scores to print beside: auto takes the benchmark that tile.py --levir-cc noted in the shards."""
     output: str | None = None
-    """Folder or URI for captions.parquet (one row a tile), samples.png and explained.png (where the model saw
-    change, and its experts). Default: nothing is written."""
+    """Folder or URI for captions.parquet (one row a tile), pictures of samples, of where the model saw change, of the
+    router's threshold and of the experts' load, and index.html, a page of all. Default: nothing is written."""
     tracking: str | None = None
     """MLflow tracking URI for models:/ (default: $MLFLOW_TRACKING_URI, else SQLite under the storage root)."""
-
-
-SMALL = 500
-"""Fewer tiles than this say little about a model."""
 
 
 def main(options: Options) -> int:
     """Score and print the table."""
     # Imported late, so that --help answers at once.
     from hisem import tracking
-    from hisem.distributed.evaluator import draw_explanations, draw_samples, evaluate
+    from hisem.distributed.evaluation_page import write_evaluation
+    from hisem.distributed.evaluator import evaluate
     from hisem.report.summary import show
     from hisem.report.tables import score_table
 
     data = storage.absolute(options.data)
     with tempfile.TemporaryDirectory() as scratch:
         model = tracking.resolve_model(options.model, options.tracking, Path(scratch))
-        done = evaluate(data, model, options.split, options.protocol, options.beam)
-        title = f"{options.model} on {options.split} of {data}, protocol {options.protocol} (x 100)"
-        show(score_table(done.rows, title))
+        done = evaluate(
+            data,
+            model,
+            options.split,
+            options.protocol,
+            options.beam,
+            captioners=options.captioners,
+            gpu=options.gpu,
+            benchmark=options.benchmark,
+        )
+        title = f"{options.model} on {options.split} of {data}, protocol {options.protocol}"
+        show(score_table(done.rows, f"{title} (x 100)", done.published), "\n".join(done.remarks))
         if options.output:
-            storage.write_parquet(done.table(), storage.join(options.output, "captions.parquet"))
-            draw_samples(data, done, options.split, storage.join(options.output, "samples.png"))
-            draw_explanations(data, done, model, options.split, storage.join(options.output, "explained.png"))
-    if len(done.results) < SMALL:
-        print(f"Only {len(done.results)} tiles: at this size the scores say that everything runs, and no more.")
-    if options.output:
-        print(f"captions and pictures: {options.output}")
+            output = storage.absolute(options.output)
+            write_evaluation(output, data, model, options.split, done, title)
+            print(f"captions, pictures and index.html: {output}")
     return cli.Exit.DONE
 
 

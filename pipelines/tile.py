@@ -23,7 +23,7 @@ class Options(cli.Common):
     catalog: str | None = None
     """Catalogue of scene pairs (.parquet or .csv)."""
     levir_cc: str | None = None
-    """Folder of the LEVIR-CC benchmark (LevirCCcaptions.json and images/) instead of a catalogue."""
+    """Folder of LEVIR-CC (LevirCCcaptions.json and images/), or a benchmark in its layout, instead of a catalogue."""
     references: str | None = None
     """Table of references (.parquet): pair_id, row_off, col_off, references, changed. Needed for training."""
     tile_size: int = 256

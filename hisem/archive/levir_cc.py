@@ -1,6 +1,7 @@
-"""The LEVIR-CC benchmark: pairs of images without georeference, with five sentences each.
+"""The LEVIR-CC benchmark, and others in its layout: pairs of images without georeference, with five sentences each.
 
-Layout: `LevirCCcaptions.json` beside `images/<split>/A/*.png` (before) and `images/<split>/B/*.png`.
+Layout: `LevirCCcaptions.json` beside `images/<split>/A/*.png` (before) and `images/<split>/B/*.png`. The one file
+`*captions.json` of the folder is read, whatever stands before that: WHU-CDC has a name of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from hisem.errors import CatalogueError, ReferencesError
 from hisem.schemas import INDEX, REFERENCES, require_unique
 
 CAPTIONS_FILE = "LevirCCcaptions.json"
+CAPTIONS_FILES = "*captions.json"
+
+BENCHMARKS = {"levir": "LEVIR-CC", "whu": "WHU-CDC"}
+"""What the captions file's name has in it, and whose it is."""
 
 
 def read_levir_cc(folder: str) -> tuple[pa.Table, pa.Table]:
@@ -30,9 +35,9 @@ def read_levir_cc(folder: str) -> tuple[pa.Table, pa.Table]:
     names are absent, unreadable or named twice.
     """
     root = Path(storage.absolute(folder))
-    path = root / CAPTIONS_FILE
+    path = _captions_file(root)
     entries = [_parsed(entry, number, path) for number, entry in enumerate(_read_entries(path))]
-    _require_images(root, entries)
+    _require_images(root, entries, path.name)
     index = pa.Table.from_pylist([_index_row(root, entry) for entry in entries], schema=INDEX)
     require_unique(index, "pair_id", str(path), CatalogueError)
     rows = [
@@ -48,10 +53,31 @@ def read_levir_cc(folder: str) -> tuple[pa.Table, pa.Table]:
     return index, pa.Table.from_pylist(rows, schema=REFERENCES)
 
 
+def benchmark_name(folder: str) -> str | None:
+    """Which benchmark a folder holds, by the name of its captions file; None for an unknown one.
+
+    Raises `ReferencesError` as `read_levir_cc` does.
+    """
+    name = _captions_file(Path(storage.absolute(folder))).name.lower()
+    return next((benchmark for mark, benchmark in BENCHMARKS.items() if mark in name), None)
+
+
+def _captions_file(root: Path) -> Path:
+    found = sorted(root.glob(CAPTIONS_FILES))
+    if not found:
+        raise ReferencesError(
+            f"{root / CAPTIONS_FILE}: no such file, nor another {CAPTIONS_FILES}; give the folder that holds "
+            "one beside images/."
+        )
+    if len(found) > 1:
+        raise ReferencesError(
+            f"{root}: {len(found)} captions files ({', '.join(path.name for path in found)}); leave the one to import."
+        )
+    return found[0]
+
+
 def _read_entries(path: Path) -> list[Any]:
     """The list under `images` in the captions file."""
-    if not path.is_file():
-        raise ReferencesError(f"{path}: no such file; give the folder that holds {CAPTIONS_FILE} and images/.")
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
@@ -87,15 +113,15 @@ def _image(root: Path, entry: dict[str, Any], date: str) -> Path:
     return root / "images" / entry["split"] / date / entry["name"]
 
 
-def _require_images(root: Path, entries: list[dict[str, Any]]) -> None:
+def _require_images(root: Path, entries: list[dict[str, Any]], captions: str) -> None:
     """Raise `CatalogueError` counting the images that the JSON names and the folder lacks."""
     named = [_image(root, entry, date) for entry in entries for date in "AB"]
     absent = [path for path in named if not path.is_file()]
     if absent:
         shown = ", ".join(str(path.relative_to(root)) for path in absent[:3])
         raise CatalogueError(
-            f"{root}: {len(absent)} of the {len(named)} images that {CAPTIONS_FILE} names are absent, among them "
-            f"{shown}; unpack the benchmark's images here, or leave only the present ones in {CAPTIONS_FILE}."
+            f"{root}: {len(absent)} of the {len(named)} images that {captions} names are absent, among them "
+            f"{shown}; unpack the benchmark's images here, or leave only the present ones in {captions}."
         )
 
 

@@ -18,7 +18,7 @@ import ray.data
 from hisem import storage
 from hisem.archive.catalogue import read_catalogue
 from hisem.archive.grid import require_tiling
-from hisem.archive.levir_cc import read_levir_cc
+from hisem.archive.levir_cc import benchmark_name, read_levir_cc
 from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.references import join_references, read_references
 from hisem.archive.tiles import read_tiles, shard_table
@@ -30,6 +30,9 @@ from hisem.schemas import FAILED, INDEX, OK, REFERENCES, SHARD, SKIPPED, conform
 log = logging.getLogger(__name__)
 
 INDEX_FILE, MANIFEST = "_index/index.parquet", "_index/manifest.json"
+
+BENCHMARK = "benchmark"
+"""The manifest's key for the benchmark that the shards are of; absent for any other archive."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +106,17 @@ def _require_known_pairs(pairs: pa.Table, references: pa.Table | None, where: st
 
 
 def shard_levir_cc(folder: str, output: str) -> ShardSummary:
-    """Import the LEVIR-CC benchmark from its own folder. Raises `DatasetError` for images of several sizes."""
+    """Import LEVIR-CC, or a benchmark in its layout, from its own folder.
+
+    Raises `DatasetError` for images of several sizes.
+    """
     index, references = read_levir_cc(folder)
     sizes = sorted(set(index.column("height").to_pylist()) | set(index.column("width").to_pylist()))
     if len(sizes) != 1:
         raise DatasetError(f"{folder}: square images of one size are expected, found sides of {sizes} pixels.")
     with session.cluster():
         require_reader("tiling")
-        return write_shards(index, output, sizes[0], references)
+        return write_shards(index, output, sizes[0], references, benchmark=benchmark_name(folder))
 
 
 def require_reader(what: str) -> None:
@@ -125,11 +131,13 @@ def write_shards(
     references: pa.Table | None = None,
     failed: pa.Table | None = None,
     options: ReadOptions = DEFAULTS,
+    benchmark: str | None = None,
 ) -> ShardSummary:
     """Read every tile of `index` and write shards to `output`, one file per block, named by its number.
 
     The index is written first and the manifest last: an output without manifest is one that was
-    interrupted, and is done again from the start. Raises `StorageError` where `output` holds something else.
+    interrupted, and is done again from the start; it names the `benchmark` for who scores on the shards.
+    Raises `StorageError` where `output` holds something else.
     """
     settings = {"tile_size": tile_size, "references": fingerprint(references), **options.changed()}
     if _already_done(index, output, settings):
@@ -159,7 +167,8 @@ def write_shards(
             f"{output}: {seen} of {len(index)} tiles are visible from here; all nodes must share --output. "
             "Choose a shared folder or an object store."
         )
-    storage.write_bytes(storage.join(output, MANIFEST), json.dumps(settings, indent=1).encode())
+    manifest = settings if benchmark is None else settings | {BENCHMARK: benchmark}
+    storage.write_bytes(storage.join(output, MANIFEST), json.dumps(manifest, indent=1).encode())
     return summarise(output)
 
 
@@ -183,8 +192,8 @@ def _already_done(index: pa.Table, output: str, settings: dict[str, Any]) -> boo
     if not same:
         kind = "columns" if there.schema.names != INDEX.names else "tiles"
         raise StorageError(f"{output}: holds shards with other {kind}. Choose another --output, or delete it first.")
-    if storage.exists(storage.join(output, MANIFEST)):
-        known = json.loads(storage.read_bytes(storage.join(output, MANIFEST)))
+    if known := _manifest(output):
+        known.pop(BENCHMARK, None)  # a name, which decides no pixel
         if known != settings:
             raise StorageError(f"{output}: was made with {known}, not {settings}. Choose another --output.")
         return True
@@ -194,6 +203,17 @@ def _already_done(index: pa.Table, output: str, settings: dict[str, Any]) -> boo
         if re.fullmatch(r"part-(\d{6}|failed)\.parquet", name):
             storage.delete(storage.join(output, name))
     return False
+
+
+def read_benchmark(folder: str) -> str | None:
+    """The benchmark that the shards in a folder were imported from, None for any other archive."""
+    return _manifest(folder).get(BENCHMARK)
+
+
+def _manifest(folder: str) -> dict[str, Any]:
+    """The manifest of shards, empty where there is none yet."""
+    path = storage.join(folder, MANIFEST)
+    return json.loads(storage.read_bytes(path)) if storage.exists(path) else {}
 
 
 def summarise(output: str) -> ShardSummary:

@@ -99,10 +99,11 @@ def read_splits(folder: str, names: tuple[str, ...]) -> dict[str, Split]:
     return splits
 
 
-def pixels(split: Split) -> ray.data.Dataset:
+def pixels(split: Split, num_cpus: float = 1) -> ray.data.Dataset:
     """The split as a dataset of PAIR_COLUMNS, images decoded to uint8 H W 3; in memory where it fits.
 
-    One task a shard file. Ray's own `read_parquet` makes one task of many small files and lists the folder anew.
+    One task of `num_cpus` a shard file. Ray's own `read_parquet` makes one task of many small files and lists the
+    folder anew.
     """
     fs, _ = storage.filesystem(split.folder)
     size = split.tile_size  # not the split, which would travel with every task
@@ -116,7 +117,7 @@ def pixels(split: Split) -> ray.data.Dataset:
     files = sorted(set(split.rows.column("file").to_pylist()))
     dataset = ray.data.from_arrow([pa.table({"file": [file]}) for file in files])
     dataset.context.execution_options.preserve_order = True  # so that a run which goes on sees what it would have
-    dataset = dataset.map_batches(load, batch_format="pyarrow", batch_size=None)
+    dataset = dataset.map_batches(load, batch_format="pyarrow", batch_size=None, num_cpus=num_cpus)
     store = ray.cluster_resources().get("object_store_memory", 0)
     return dataset.materialize() if split.pixel_bytes < CACHE_SHARE * store else dataset
 

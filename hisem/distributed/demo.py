@@ -93,8 +93,8 @@ def run_demo(root: str) -> DemoSummary:
         captions = caption_archive(held_out, _caption_options(root, training.bundle))
     picture, explained = storage.join(root, "captions.png"), storage.join(root, "explained.png")
     with _stage("figures", seconds):
-        draw_samples(shards, evaluation, "test", picture)
-        draw_explanations(shards, evaluation, Path(training.bundle), "test", explained)
+        draw_samples(shards, evaluation.results, "test", picture)
+        draw_explanations(shards, evaluation.results, Path(training.bundle), "test", explained)
     _log_scores(uri, training, evaluation, kinds, (picture, explained))
     return DemoSummary(evaluation, kinds, captions, training, seconds, uri, picture)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hisem import storage, tracking
 from hisem.distributed.champion import crown, version_tags
-from hisem.distributed.evaluator import Evaluation, draw_samples, read_results
+from hisem.distributed.evaluator import draw_samples
 from hisem.distributed.fit import Job
 from hisem.distributed.worker import VALIDATION
 from hisem.errors import TrainingError
@@ -17,9 +17,8 @@ from hisem.model import bundle
 from hisem.model.hisem import HiSem
 from hisem.report.curves import training_curves
 from hisem.report.routing import expert_load_figure, threshold_figure
-from hisem.text.threshold import threshold_curve
 from hisem.training.checkpoints import BUNDLE
-from hisem.training.evaluation import TileResult
+from hisem.training.evaluation import TileResult, read_results, router_curve
 
 TILES = 12
 """Validation tiles that are drawn."""
@@ -65,19 +64,12 @@ def _draw(
 ) -> None:
     """Log the run's figures: losses, threshold curve, expert load, and tiles with their captions."""
     run.figure(training_curves(history), f"{FIGURES}/losses.png")
-    if model.config.hasd.router:
-        curve = threshold_curve(
-            [result.change_probability or 0.0 for result in results],
-            [result.caption_if_unchanged or "" for result in results],
-            [result.caption_if_changed or "" for result in results],
-            [result.references for result in results],
-            [result.changed for result in results],
-        )
+    if curve := router_curve(results):
         run.figure(threshold_figure(curve, model.change_threshold), f"{FIGURES}/threshold.png")
         experts = range(model.config.hasd.moe.experts)
         loads = [[epoch[f"val_expert_{number}"] for number in experts] for epoch in history]
         run.figure(expert_load_figure(loads), f"{FIGURES}/experts.png")
     with tempfile.TemporaryDirectory() as scratch:
         picture = Path(scratch) / "tiles.png"
-        draw_samples(data, Evaluation([], list(results), 0.0), "val", str(picture), TILES)
+        draw_samples(data, results, "val", str(picture), TILES)
         run.file(picture, FIGURES)

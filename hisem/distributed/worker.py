@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import ray
 import ray.exceptions
 import ray.train
@@ -22,11 +23,9 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from torch import nn
-import pyarrow.parquet as pq
 
 from hisem import storage
 from hisem.distributed import run_file
-from hisem.distributed.evaluator import results_table
 from hisem.distributed.session import expected
 from hisem.distributed.shipping import Shipped, unpack
 from hisem.distributed.supervisor import DrainError
@@ -39,7 +38,7 @@ from hisem.text.vocabulary import Vocabulary
 from hisem.training.batches import Batch, Collate, local_batch_sizes, rebatch
 from hisem.training.checkpoints import BUNDLE, Checkpoints, Progress, load_optimizer, read_progress, save_optimizer
 from hisem.training.epoch import EpochSums, StepReport, make_optimizer, train_epoch
-from hisem.training.evaluation import TileResult, caption_batches, expert_load, score
+from hisem.training.evaluation import TileResult, caption_batches, expert_load, results_table, score
 from hisem.training.objective import gathered
 from hisem.training.recipe import NEED_METEOR, Experiment
 

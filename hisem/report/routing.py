@@ -44,8 +44,8 @@ def threshold_figure(curve: ThresholdCurve, threshold: float) -> Figure:
 def expert_load_figure(epochs: Sequence[Sequence[float]]) -> Figure:
     """A figure 9 inches wide: each expert's share of the tokens' choices, beside the share that is even.
 
-    `epochs` has the counts or shares of E experts for each epoch, the newest last; bars show that one. With several epochs
-    curves on the right show how the shares moved; an epoch in which no expert was chosen is a gap.
+    `epochs` has the counts or shares of E experts for each epoch, the newest last; bars show that one. With several
+    epochs curves on the right show how the shares moved; an epoch in which no expert was chosen is a gap.
 
     Raises `ValueError` for no epochs.
     """

@@ -6,15 +6,20 @@ Shapes: B pairs, E experts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from hisem.model.hisem import HiSem
 from hisem.text.metrics import CaptionScorer, CaptionScores, caption_scores
 from hisem.text.scoring import change_scores
+from hisem.text.threshold import ThresholdCurve, threshold_curve
+from hisem.text.vocabulary import Vocabulary
 from hisem.training.batches import Batch
 
 
@@ -86,6 +91,21 @@ def expert_load(results: Sequence[TileResult]) -> npt.NDArray[np.int64] | None:
     return known[[result.predicted for result in results]].sum(axis=0)
 
 
+def router_curve(results: Sequence[TileResult], vocabulary: Vocabulary | None = None) -> ThresholdCurve | None:
+    """What every threshold of the router would give (see `hisem.text.threshold`); None without a router."""
+    routed = [
+        (r.change_probability, r.caption_if_unchanged, r.caption_if_changed)
+        for r in results
+        if r.change_probability is not None and r.caption_if_unchanged is not None and r.caption_if_changed is not None
+    ]
+    if not routed:
+        return None
+    probabilities, still, moved = zip(*routed, strict=True)
+    return threshold_curve(
+        probabilities, still, moved, [r.references for r in results], [r.changed for r in results], vocabulary
+    )
+
+
 def score(results: Sequence[TileResult], scorer: CaptionScorer | None = None) -> dict[str, float]:
     """Validation metrics of a set of tiles as plain floats; fractions, CIDEr-D as coco-caption gives it.
 
@@ -113,3 +133,29 @@ def score(results: Sequence[TileResult], scorer: CaptionScorer | None = None) ->
 def _scored(results: Sequence[TileResult], scorer: CaptionScorer | None) -> CaptionScores:
     captions, references = [r.caption for r in results], [r.references for r in results]
     return scorer.score(captions, references) if scorer else caption_scores(captions, references, meteor=False)
+
+
+def results_table(results: Sequence[TileResult]) -> pa.Table:
+    """One row a tile, the fields of `TileResult`."""
+    return pa.Table.from_pylist([asdict(result) for result in results], schema=RESULT)
+
+
+def read_results(path: Path) -> list[TileResult]:
+    """The results in a Parquet file of `results_table`."""
+    return [TileResult(**row) for row in pq.read_table(path).to_pylist()]
+
+
+RESULT = pa.schema(
+    {
+        "tile_id": pa.string(),
+        "caption": pa.string(),
+        "predicted": pa.bool_(),
+        "change_probability": pa.float64(),
+        "logprob": pa.float64(),
+        "references": pa.list_(pa.string()),
+        "changed": pa.bool_(),
+        "caption_if_unchanged": pa.string(),
+        "caption_if_changed": pa.string(),
+        "expert_counts": pa.list_(pa.int64()),
+    }
+)

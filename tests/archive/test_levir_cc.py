@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hisem.archive.levir_cc import CAPTIONS_FILE, read_levir_cc
+from hisem.archive.levir_cc import CAPTIONS_FILE, benchmark_name, read_levir_cc
 from hisem.archive.references import join_references
 from hisem.archive.tiles import read_tiles, shard_table
 from hisem.errors import CatalogueError, ReferencesError
@@ -69,6 +69,20 @@ def test_a_tiny_copy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "benchmark"),
+    [("LevirCCcaptions.json", "LEVIR-CC"), ("WHU_CDC_captions.json", "WHU-CDC"), ("my_captions.json", None)],
+)
+def test_the_captions_file_names_the_benchmark(tmp_path: Path, name: str, benchmark: str | None) -> None:
+    folder = write(tmp_path, {"images": [entry()]})
+    (tmp_path / CAPTIONS_FILE).rename(tmp_path / name)
+    assert benchmark_name(folder) == benchmark
+    assert read_levir_cc(folder)[0].num_rows == 1
+    (tmp_path / "more_captions.json").write_text("{}")
+    with pytest.raises(ReferencesError, match=r"2 captions files .*more_captions\.json"):
+        benchmark_name(folder)
+
+
+@pytest.mark.parametrize(
     ("content", "reason"),
     [
         ("{", "not valid JSON"),
@@ -89,7 +103,7 @@ def test_malformed_captions_are_named(tmp_path: Path, content: Any, reason: str)
 
 
 def test_absent_files_are_counted_and_named(tmp_path: Path) -> None:
-    with pytest.raises(ReferencesError, match="give the folder that holds"):
+    with pytest.raises(ReferencesError, match=r"LevirCCcaptions\.json: no such file.*give the folder that holds"):
         read_levir_cc(str(tmp_path))
     content = {"images": [entry(), *(entry(f"train_{number:06d}.png") for number in range(2, 9))]}
     with pytest.raises(CatalogueError, match=r"14 of the 16 images .* images/train/A/train_000002\.png.* unpack"):

@@ -221,7 +221,7 @@ def test_scores_equal_those_of_a_plain_loop(shards, bundle, ray_cluster, tmp_pat
     assert done.all_tiles.captions.bleu_4 == again.bleu_4
     assert {row.captioner for row in done.rows} == {"HiSem", "always unchanged", "most frequent change"}
     assert len(done.results) == done.all_tiles.captions.count
-    draw_samples(shards, done, "test", str(tmp_path / "samples.png"))
+    draw_samples(shards, done.results, "test", str(tmp_path / "samples.png"))
     figures: list[list[ExplainedTile]] = []
 
     def drawn(tiles, experts):
@@ -230,7 +230,7 @@ def test_scores_equal_those_of_a_plain_loop(shards, bundle, ray_cluster, tmp_pat
 
     monkeypatch.setattr(evaluator, "explanation_figure", drawn)
     changed = replace(done, results=[replace(result, caption=f"of {result.tile_id}") for result in done.results])
-    draw_explanations(shards, changed, bundle, "test", str(tmp_path / "explained.png"))
+    draw_explanations(shards, changed.results, bundle, "test", str(tmp_path / "explained.png"))
     assert (tmp_path / "explained.png").stat().st_size > 0
     (tiles,) = figures
     said = {result.caption: result.change_probability for result in changed.results}

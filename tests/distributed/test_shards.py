@@ -12,7 +12,7 @@ from hisem.archive.catalogue import read_catalogue
 from hisem.archive.index import index_pair
 from hisem.archive.options import ReadOptions
 from hisem.archive.tiles import read_tiles
-from hisem.distributed.archive import MANIFEST, read_shard_columns, shard_archive, shard_levir_cc
+from hisem.distributed.archive import MANIFEST, read_benchmark, read_shard_columns, shard_archive, shard_levir_cc
 from hisem.distributed.index import index_archive
 from hisem.errors import StorageError
 from hisem.schemas import SHARD
@@ -83,6 +83,7 @@ def test_a_pair_that_cannot_be_opened_is_one_failed_row(archive, ray_cluster, tm
 
 def test_the_manifest_of_default_options_is_what_it_was(shards):
     assert set(json.loads(storage.read_bytes(storage.join(shards, MANIFEST)))) == {"tile_size", "references"}
+    assert read_benchmark(shards) is None
 
 
 def test_again_changes_nothing(archive, shards):
@@ -141,3 +142,5 @@ def test_levir_cc_import(shared_data, ray_cluster, tmp_path):
     assert table.num_rows == 69
     assert {len(references) for references in table.column("references").to_pylist()} == {5}
     assert sum(table.column("changed").to_pylist()) == 29
+    assert read_benchmark(str(tmp_path / "levir")) == "LEVIR-CC"
+    assert shard_levir_cc(str(shared_data / "levir_cc"), str(tmp_path / "levir")) == summary

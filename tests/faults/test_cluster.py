@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
@@ -21,24 +23,21 @@ RUN = ("--training.epochs", "8", "--workers", "2")
 AddNode = Callable[[], Any]
 
 
-def train_workers() -> list[psutil.Process]:
-    """The processes that train."""
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
-    ]
-
-
-def workers_on(node: Any) -> list[psutil.Process]:
-    """Those of a node, whose raylet is their parent."""
-    raylet = node.all_processes["raylet"][0].process.pid
-    return [process for process in train_workers() if process.ppid() == raylet]
+def train_workers(parent: int | None = None) -> list[int]:
+    """Numbers of the processes that train, of all or of one parent."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if b"RayTrainWorker" in (path / "cmdline").read_bytes():
+                parents = (path / "stat").read_text().rpartition(")")[2].split()[1]
+                if parent in (None, int(parents)):
+                    found.append(int(path.name))
+    return found
 
 
 def node_with_worker(nodes: list[Any]) -> Any:
-    """A node that runs a worker."""
-    return next(node for node in nodes if workers_on(node))
+    """A node that runs a worker, which its raylet has started."""
+    return next(node for node in nodes if train_workers(node.all_processes["raylet"][0].process.pid))
 
 
 @pytest.fixture
@@ -61,7 +60,7 @@ def test_a_killed_worker_changes_nothing(on_cluster: Start, add_node: AddNode) -
     whole.end()
     broken = on_cluster("broken", *RUN)
     broken.wait_for("epoch 3 done")
-    train_workers()[0].send_signal(signal.SIGKILL)
+    os.kill(train_workers()[0], signal.SIGKILL)
     broken.wait_for(r"worker \d: .*start anew from the latest checkpoint \(failure 1 of at most 5")
     broken.end()
     assert broken.losses() == pytest.approx(whole.losses(), abs=1e-4)

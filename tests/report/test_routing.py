@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 from hisem.report.routing import expert_load_figure, threshold_figure
 from hisem.text.threshold import ThresholdCurve
@@ -20,6 +21,10 @@ def lines(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
     }
 
 
+def heights(axes: Axes) -> list[float]:
+    return [bar.get_height() for bar in axes.patches if isinstance(bar, Rectangle)]
+
+
 def test_threshold_figure_shows_both_curves_and_both_thresholds() -> None:
     (axes,) = threshold_figure(CURVE, 0.3).axes
     drawn = lines(axes)
@@ -35,14 +40,14 @@ def test_threshold_figure_shows_both_curves_and_both_thresholds() -> None:
 
 def test_expert_load_of_one_epoch_is_bars_beside_the_even_share() -> None:
     (axes,) = expert_load_figure([[6, 2, 0, 0]]).axes
-    assert [bar.get_height() for bar in axes.patches] == [0.75, 0.25, 0, 0]
+    assert heights(axes) == [0.75, 0.25, 0, 0]
     assert lines(axes)["even share, 1/4"][1] == [0.25, 0.25]
     assert axes.get_xlabel() == "expert"
 
 
 def test_expert_load_of_several_epochs_shows_how_it_moved() -> None:
     bars, moves = expert_load_figure([[1, 3], [0, 0], [4, 4]]).axes
-    assert [bar.get_height() for bar in bars.patches] == [0.5, 0.5]
+    assert heights(bars) == [0.5, 0.5]
     assert str(lines(moves)["0"][1]) == "[0.25, nan, 0.5]"
     assert str(lines(moves)["1"][1]) == "[0.75, nan, 0.5]"
     assert [bar.get_facecolor()[:3] for bar in bars.patches] != [bars.patches[0].get_facecolor()[:3]] * 2
@@ -50,7 +55,7 @@ def test_expert_load_of_several_epochs_shows_how_it_moved() -> None:
 
 def test_a_model_that_calls_nothing_changed_says_so() -> None:
     (axes,) = expert_load_figure([[0, 0, 0]]).axes
-    assert [bar.get_height() for bar in axes.patches] == [0, 0, 0]
+    assert heights(axes) == [0, 0, 0]
     assert [text.get_text() for text in axes.texts] == ["no tile took the changed path"]
     with pytest.raises(ValueError, match="no epoch"):
         expert_load_figure([])

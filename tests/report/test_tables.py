@@ -5,6 +5,7 @@ from rich.console import Console
 
 from hisem.report.tables import HEADERS, score_markdown, score_table
 from hisem.text.metrics import CaptionScores
+from hisem.text.published_scores import PUBLISHED
 from hisem.text.scoring import ScoreRow, change_scores
 
 
@@ -53,6 +54,21 @@ def test_sections_and_headers() -> None:
         "3 tiles with change",
         "HiSem",
     ]
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_published_rows_have_a_section_of_their_own(width: int) -> None:
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(score_table(ROWS, published=PUBLISHED["LEVIR-CC"]))
+    lines = capture.get().splitlines()
+    assert max(map(len, lines)) <= width
+    words = [line.split() for line in lines]
+    published = ["85.79", "77.99", "71.04", "65.24", "39.91", "75.24", "136.56", "79.24"]
+    assert ["RSCaMa", *published, "n/a", "n/a", "n/a"] in words
+    column = [str(cell) for cell in score_table(ROWS, published=PUBLISHED["LEVIR-CC"]).columns[0].cells]
+    assert column[5:7] == ["published, LEVIR-CC test, 1,929 tiles, protocol ids", "HiSem"]
+    assert len(column) == 6 + len(PUBLISHED["LEVIR-CC"].rows)
 
 
 def test_markdown() -> None:
