@@ -1,6 +1,7 @@
 """Scoring on Ray, against the model in a plain loop, and what it leaves behind."""
 
 import base64
+from dataclasses import replace
 
 import pytest
 
@@ -70,4 +71,10 @@ def test_a_benchmark_is_scored_beside_what_is_published(shared_data, bundle, ray
     for name in names - {"captions.parquet", "index.html"}:
         assert base64.b64encode((tmp_path / "out" / name).read_bytes()).decode() in page
     assert done.published.title in page
+    without_router = replace(done, curve=None, expert_load=None)
+    write_evaluation(str(tmp_path / "plain"), shards, bundle, "test", without_router, "tiny")
+    assert {path.rpartition("/")[2] for path in storage.list_files(tmp_path / "plain")} == names - {
+        "threshold.png",
+        "experts.png",
+    }
     assert storage.read_parquet(storage.join(output, "captions.parquet")).num_rows == 62
