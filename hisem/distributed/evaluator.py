@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -119,8 +119,7 @@ def evaluate(
             f"scoring with {captioners} captioner(s)",
             "Give fewer --captioners or a larger cluster.",
         )
-        arguments = (ship(model), protocol == "ids", beam, captioners, gpu)
-        results = _captioned(labelled, arguments, captioners, gpu)
+        results = _captioned(labelled, model, protocol == "ids", beam, captioners, gpu)
     captions: dict[str, Sequence[str]] = {MODEL: [result.caption for result in results]}
     captions |= baselines
     rows = score_table(
@@ -201,11 +200,14 @@ RESULT = pa.schema(
 )
 
 
-def _captioned(labelled: Split, arguments: tuple[Any, ...], captioners: int, gpu: bool) -> list[TileResult]:
-    """Every tile once, sorted by its id; `arguments` are those of `SplitCaptioner`."""
+def _captioned(
+    labelled: Split, model: Path, keep_unknown: bool, beam: int, captioners: int, gpu: bool
+) -> list[TileResult]:
+    """Every tile once, sorted by its id."""
+    shipped = ship(model)
     found = pixels(labelled, num_cpus=SHARE).map_batches(
         SplitCaptioner,
-        fn_constructor_args=arguments,
+        fn_constructor_args=(shipped, keep_unknown, beam, captioners, gpu),
         batch_format="numpy",
         batch_size=BATCH,
         compute=ray.data.ActorPoolStrategy(size=captioners),
