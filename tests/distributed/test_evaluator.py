@@ -1,11 +1,12 @@
 """Scoring on Ray, against the model in a plain loop, and what it leaves behind."""
 
 import base64
+from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 
 from hisem import storage
-from hisem.distributed import evaluator
 from hisem.distributed.archive import shard_levir_cc
 from hisem.distributed.dataset import pixels, read_splits
 from hisem.distributed.evaluation_page import write_evaluation
@@ -18,10 +19,11 @@ from hisem.training.evaluation import caption_batches, expert_load
 
 
 @pytest.mark.parametrize("captioners", [1, 3])
-def test_no_tile_is_dropped_or_doubled_by_any_number_of_captioners(
-    shards, bundle, ray_cluster, captioners, monkeypatch
-):
-    monkeypatch.setattr(evaluator, "BATCH", 8)  # enough batches for all captioners
+def test_no_tile_is_dropped_or_doubled_by_any_number_of_captioners(shards, bundle, ray_cluster, captioners, tmp_path):
+    whole = pa.concat_tables([storage.read_parquet(path) for path in storage.list_files(shards, ".parquet")])
+    shards = str(tmp_path / "files")
+    for start in range(0, len(whole), 13):  # a file is one task: enough of them for all captioners
+        storage.write_parquet(whole.slice(start, 13), storage.join(shards, f"part-{start:06d}.parquet"))
     split = read_splits(shards, ("train",))["train"]
     done = evaluate(shards, bundle, "train", captioners=captioners)
     assert [r.tile_id for r in done.results] == sorted(split.rows.column("tile_id").to_pylist())
@@ -70,4 +72,10 @@ def test_a_benchmark_is_scored_beside_what_is_published(shared_data, bundle, ray
     for name in names - {"captions.parquet", "index.html"}:
         assert base64.b64encode((tmp_path / "out" / name).read_bytes()).decode() in page
     assert done.published.title in page
+    without_router = replace(done, curve=None, expert_load=None)
+    write_evaluation(str(tmp_path / "plain"), shards, bundle, "test", without_router, "tiny")
+    assert {path.rpartition("/")[2] for path in storage.list_files(tmp_path / "plain")} == names - {
+        "threshold.png",
+        "experts.png",
+    }
     assert storage.read_parquet(storage.join(output, "captions.parquet")).num_rows == 62

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from hisem.errors import DatasetError
 from hisem.text.meteor import Meteor, MeteorError
 from hisem.text.metrics import CaptionScorer, caption_scores
 
@@ -84,6 +85,8 @@ def test_lines_of_the_dialogue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 def test_without_java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    with CaptionScorer() as scorer:
+        assert scorer.without_meteor == "no `java` on PATH (install a Java runtime, e.g. default-jre-headless)"
     scores = caption_scores(CANDIDATES, REFERENCES)
     assert scores.meteor is None
     assert scores.s_m is None
@@ -140,6 +143,20 @@ def test_ends_with_the_block_that_raises(monkeypatch: pytest.MonkeyPatch, tmp_pa
     fake_java(monkeypatch, tmp_path, ECHO)
     with pytest.raises(KeyboardInterrupt), CaptionScorer():
         raise KeyboardInterrupt
+
+
+def test_ends_with_scores_that_raise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    fake_java(monkeypatch, tmp_path, f"open({str(starts)!r}, 'a').write('x')\n{ECHO}")
+
+    def scored() -> None:
+        with CaptionScorer() as scorer:
+            assert scorer.score(CANDIDATES, REFERENCES).meteor == 0.25
+            scorer.score(CANDIDATES, [["a"], ["."]])
+
+    with pytest.raises(DatasetError, match="tile 1 has no reference"):
+        scored()
+    assert starts.read_text() == "x"
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="METEOR needs Java")

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import gzip
+import json
 import math
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
@@ -12,6 +15,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from hisem.errors import DatasetError
 from hisem.text.metrics import CaptionScorer, caption_scores
+from hisem.text.scoring import score_table
 from hisem.text.vocabulary import SPECIALS, UNCHANGED_SENTENCE, Vocabulary
 
 REFERENCES = [
@@ -114,6 +118,50 @@ def test_protocol_ids() -> None:
     assert caption_scores(candidates, references, meteor=False).bleu_1 < 0.9
     with pytest.raises(ValueError, match="needs a vocabulary"):
         caption_scores(candidates, references, protocol="ids")
+
+
+@needs_java
+def test_protocol_ids_on_levir_cc_is_coco_caption_on_id_strings(shared_data: Path) -> None:
+    """Ids by a dictionary of this test's own, scored by coco-caption's classes directly."""
+    content = gzip.decompress((shared_data / "levir_cc" / "LevirCCcaptions_all_10077.json.gz").read_bytes())
+    images = json.loads(content)["images"]
+    counts = Counter(
+        word for image in images if image["split"] == "train" for each in image["sentences"] for word in each["tokens"]
+    )
+    ids = {"<NULL>": 0, "<UNK>": 1, "<START>": 2, "<END>": 3}
+    for word in sorted(word for word, count in counts.items() if count >= 6):
+        ids[word] = len(ids)
+    assert len(ids) == 404  # as published
+    test = [[each["tokens"] for each in image["sentences"]] for image in images if image["split"] == "test"][::8]
+    # A caption is the tile's first reference, and now and then the next tile's; every fifth has a word of nobody's.
+    said = [test[(tile + (tile % 3 == 0)) % len(test)][0] for tile in range(len(test))]
+    said = [[*words[:2], "zeppelin", *words[2:]] if tile % 5 == 0 else words for tile, words in enumerate(said)]
+    described = [sentences[1:] for sentences in test]
+
+    def id_string(words: list[str]) -> str:
+        return " ".join(str(ids[word]) if word in ids else "1" for word in words)
+
+    truth = {tile: [id_string(words) for words in sentences] for tile, sentences in enumerate(described)}
+    candidates = {tile: [id_string(words)] for tile, words in enumerate(said)}
+    assert any("1" in text.split() for texts in truth.values() for text in texts)
+    coco = CocoMeteor()
+    (row,) = score_table(
+        {"model": [" ".join(words) for words in said]},
+        [[" ".join(words) for words in sentences] for sentences in described],
+        [False] * len(test),  # one row: none of the changed tiles alone
+        protocol="ids",
+        vocabulary=Vocabulary(tuple(ids)),
+    )
+    meteor = coco.compute_score(truth, candidates)[0]
+    coco.meteor_p.stdout.close()
+    coco.meteor_p.stderr.close()
+    found = row.captions
+    bleu = Bleu(4).compute_score(truth, candidates, verbose=0)[0]
+    assert [found.bleu_1, found.bleu_2, found.bleu_3, found.bleu_4] == pytest.approx(bleu, abs=1e-12)
+    assert found.rouge_l == pytest.approx(Rouge().compute_score(truth, candidates)[0], abs=1e-12)
+    assert found.cider_d == pytest.approx(Cider().compute_score(truth, candidates)[0], abs=1e-12)
+    assert found.meteor == pytest.approx(meteor, abs=1e-12)
+    assert 0.1 < meteor < 0.9
 
 
 def test_both_sides_are_tokenised() -> None:

@@ -14,7 +14,7 @@ from hisem.model.hisem import HiSem
 from hisem.text.metrics import CaptionScorer
 from hisem.text.vocabulary import UNCHANGED_SENTENCE
 from hisem.training.batches import Batch
-from hisem.training.evaluation import TileResult, caption_batches, expert_load, score
+from hisem.training.evaluation import TileResult, caption_batches, expert_load, router_curve, score
 
 
 def result(caption: str, reference: str, predicted: bool, changed: bool) -> TileResult:
@@ -121,6 +121,18 @@ def test_both_captions_are_those_of_either_threshold(tiny: Callable[..., HiSem],
         assert [getattr(r, name) for r in results] == [c.text for c in model.caption(pairs.before, pairs.after)]
 
 
+def test_curve_at_the_models_threshold_is_its_score(tiny: Callable[..., HiSem], batch: Callable[..., Batch]) -> None:
+    model, pairs = tiny(), batch(8)
+    probabilities = [r.change_probability or 0.0 for r in caption_batches(model, [pairs])]
+    for threshold in (0.0, *probabilities, 1.0):
+        model.set_routing(threshold=threshold)
+        results = caption_batches(model, [pairs])
+        curve = router_curve(results)
+        assert curve is not None
+        assert curve.at(threshold).bleu_4 == pytest.approx(score(results)["bleu_4"], rel=1e-9)
+        assert curve.at(threshold).change_f1 == pytest.approx(score(results)["change_f1"], rel=1e-9)
+
+
 def test_expert_load_counts_the_tokens_of_tiles_called_changed(
     tiny: Callable[..., HiSem], batch: Callable[..., Batch]
 ) -> None:
@@ -149,3 +161,4 @@ def test_without_a_router_there_is_no_probability(tiny: Callable[..., HiSem], ba
     assert [r.predicted for r in results] == [r.caption != UNCHANGED_SENTENCE for r in results]
     assert {(r.caption_if_unchanged, r.caption_if_changed) for r in results} == {(None, None)}
     assert expert_load(results) is None
+    assert router_curve(results) is None
