@@ -22,17 +22,17 @@ SECRET_PARAMETER = re.compile(
 
 REASONS = (
     (
-        r"response code: 40[13]\b|ACCESS_DENIED|Access ?Denied|INVALID_ACCESS_KEY|access key|SIGNATURE|expired|"
+        r"(response code:|HTTP status) 40[13]\b|ACCESS_DENIED|Access ?Denied|INVALID_ACCESS_KEY|access key|SIGNATURE|expired|"
         r"InvalidCredentials|UNRECOGNIZED_CLIENT",
         "Access is refused: check the credentials in the environment (for S3 AWS_ACCESS_KEY_ID, "
         "AWS_SECRET_ACCESS_KEY, AWS_REGION) and what they permit; some stores answer so for what is not there",
     ),
     (
-        r"response code: 404\b|does not exist(?! in the file system)|NotFound|NO_SUCH",
+        r"(response code:|HTTP status) 404\b|does not exist(?! in the file system)|NotFound|NO_SUCH",
         "It is not there: check bucket and path",
     ),
     (
-        r"response code: (429|5\d\d)\b|SLOW_DOWN|request rate|INTERNAL_FAILURE|internal error|UNAVAILABLE",
+        r"(response code:|HTTP status) (429|5\d\d)\b|SLOW_DOWN|request rate|INTERNAL_FAILURE|internal error|UNAVAILABLE",
         "The server is failing: try again later",
     ),
     (

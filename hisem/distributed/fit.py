@@ -128,6 +128,10 @@ def _listener(metric: str, run: tracking.Run, reports: Reports) -> Callable[[Eve
                 event["failures"],
                 event["limit"],
             )
+        elif kind == "drained":
+            log.warning(
+                "a node is about to be taken away: a checkpoint is written, and the workers start anew elsewhere"
+            )
         elif kind == "storage":
             log.warning("%s", event["message"])
 

@@ -75,6 +75,10 @@ class Supervisor:
             {"kind": "failure", "reason": reason, "failures": self._failures, "limit": self._max_failures}
         )
 
+    def drained(self) -> None:
+        """The workers have left a node that is about to go, with a checkpoint, and start anew."""
+        self._events.append({"kind": "drained"})
+
     def error(self) -> HisemError | None:
         """What the run was given up for."""
         return self._error
@@ -88,6 +92,9 @@ class Failures(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray Train's controller before it decides."""
+        if any(isinstance(error, DrainError) for error in worker_exceptions.values()):
+            ray.get(self._supervisor.drained.remote())
+            return
         # When one worker dies, the others fail in their collectives: what they say explains nothing.
         rank, error = min(worker_exceptions.items(), key=lambda pair: (isinstance(pair[1], RuntimeError), pair[0]))
         ray.get(self._supervisor.failed.remote(f"worker {rank}: {_brief(error)}"))
@@ -133,7 +140,7 @@ def supervised(
 
     def drain() -> None:
         for event in ray.get(supervisor.take.remote()):
-            waiting_since[0] = time.monotonic() if event["kind"] == "failure" else None
+            waiting_since[0] = time.monotonic() if event["kind"] in ("failure", "drained") else None
             on_event(event)
 
     def listen() -> None:

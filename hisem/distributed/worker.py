@@ -246,7 +246,7 @@ class Worker:
     def _leave_if_drained(self) -> None:
         """Raise on all workers when a node of any of them is about to go: what is done is in the checkpoint."""
         if any(gathered(ray.train.get_preemption_info() is not None)):
-            raise DrainError("a node is about to be taken away; a checkpoint is written")
+            raise DrainError
 
     def put(self, event: dict[str, Any]) -> None:
         """Tell the driver, once for all workers."""
