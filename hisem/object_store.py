@@ -22,8 +22,8 @@ SECRET_PARAMETER = re.compile(
 
 REASONS = (
     (
-        r"(response code:|HTTP status) 40[13]\b|ACCESS_DENIED|Access ?Denied|INVALID_ACCESS_KEY|access key|SIGNATURE|expired|"
-        r"InvalidCredentials|UNRECOGNIZED_CLIENT",
+        r"(response code:|HTTP status) 40[13]\b|ACCESS_DENIED|Access ?Denied|INVALID_ACCESS_KEY|access key|SIGNATURE|"
+        r"expired|InvalidCredentials|UNRECOGNIZED_CLIENT",
         "Access is refused: check the credentials in the environment (for S3 AWS_ACCESS_KEY_ID, "
         "AWS_SECRET_ACCESS_KEY, AWS_REGION) and what they permit; some stores answer so for what is not there",
     ),
@@ -32,7 +32,8 @@ REASONS = (
         "It is not there: check bucket and path",
     ),
     (
-        r"(response code:|HTTP status) (429|5\d\d)\b|SLOW_DOWN|request rate|INTERNAL_FAILURE|internal error|UNAVAILABLE",
+        r"(response code:|HTTP status) (429|5\d\d)\b|SLOW_DOWN|request rate|INTERNAL_FAILURE|internal error|"
+        r"UNAVAILABLE",
         "The server is failing: try again later",
     ),
     (

@@ -61,7 +61,8 @@ def main(options: Options) -> int:
             init=tracking.pin_model(options.init, options.tracking) if options.init else None,
         ),
     )
-    show(counts_table(f"Best model of run {options.name}", summary.metrics), summary.registered)
+    told = {name: value for name, value in summary.metrics.items() if not name.startswith("val_expert_")}
+    show(counts_table(f"Best model of run {options.name}", told), summary.registered)
     print(f"bundle: {summary.bundle}\nMLflow run: {summary.run_id}")
     return cli.Exit.DONE
 

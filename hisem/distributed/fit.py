@@ -72,9 +72,6 @@ def fit(job: Job, run: tracking.Run) -> list[dict[str, float]]:
             supervisor=supervisor,
         )
         _run(job, asked, orders)
-        given_up: HisemError | None = ray.get(supervisor.error.remote())
-    if given_up is not None:
-        raise given_up
     return [reports[epoch] for epoch in sorted(reports)]
 
 
@@ -103,7 +100,8 @@ def _run(job: Job, asked: Asked, orders: Orders) -> None:
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise session.expected(error) or TrainingError(f"training failed: {error}") from error
+            given_up: HisemError | None = ray.get(orders.supervisor.error.remote())
+            raise given_up or TrainingError(f"training failed: {error}") from error
 
 
 def _listener(metric: str, run: tracking.Run, reports: Reports) -> Callable[[Event], None]:

@@ -40,10 +40,9 @@ class Supervisor:
         self._events: list[Event] = []
         self._error: HisemError | None = None
 
-    def begin(self) -> HisemError | None:
-        """Called by each worker that starts: None, or what the run was given up for, and it ends at once."""
+    def begin(self) -> None:
+        """A worker starts: its failure would be another one."""
         self._counted = False
-        return self._error
 
     def put(self, event: Event) -> None:
         """Add one event. A checkpoint is progress: failures are counted from it."""
@@ -57,23 +56,24 @@ class Supervisor:
         return events
 
     def give_up(self, error: HisemError) -> None:
-        """No worker starts anew: the run ends with `error`, which starting anew would not mend."""
+        """The run ends with `error`, which starting anew would not mend."""
         self._error = self._error or error
 
-    def failed(self, reason: str) -> None:
-        """The workers failed for `reason` and start anew, unless they have done so too often for nothing."""
+    def failed(self, reason: str) -> HisemError | None:
+        """The workers failed for `reason`. None where they are to start anew, else what the run ends with."""
         if self._error is not None or self._counted:  # Ray Train tells of dead workers until it starts new ones
-            return
+            return self._error
         self._counted = True
         self._failures += 1
         if self._failures > self._max_failures:
             self._error = TrainingError(
                 f"the workers failed {self._failures} times without a checkpoint between, at last: {reason}"
             )
-            return
+            return self._error
         self._events.append(
             {"kind": "failure", "reason": reason, "failures": self._failures, "limit": self._max_failures}
         )
+        return None
 
     def drained(self) -> None:
         """The workers have left a node that is about to go, with a checkpoint, and start anew."""
@@ -85,7 +85,7 @@ class Supervisor:
 
 
 class Failures(UserCallback):
-    """Tells the supervisor of workers that ended with an exception or died; Ray Train then starts all anew."""
+    """Asks the supervisor what becomes of a run whose workers ended with an exception or died."""
 
     def __init__(self, supervisor: Any) -> None:
         self._supervisor = supervisor
@@ -97,7 +97,9 @@ class Failures(UserCallback):
             return
         # When one worker dies, the others fail in their collectives: what they say explains nothing.
         rank, error = min(worker_exceptions.items(), key=lambda pair: (isinstance(pair[1], RuntimeError), pair[0]))
-        ray.get(self._supervisor.failed.remote(f"worker {rank}: {_brief(error)}"))
+        given_up = ray.get(self._supervisor.failed.remote(f"worker {rank}: {_brief(error)}"))
+        if given_up is not None:
+            raise given_up  # the one way to keep Ray Train from starting them anew
 
 
 def _brief(error: Exception) -> str:

@@ -38,7 +38,7 @@ from hisem.text.vocabulary import Vocabulary
 from hisem.training.batches import Batch, Collate, local_batch_sizes, rebatch
 from hisem.training.checkpoints import BUNDLE, Checkpoints, Progress, load_optimizer, read_progress, save_optimizer
 from hisem.training.epoch import EpochSums, StepReport, make_optimizer, train_epoch
-from hisem.training.evaluation import TileResult, caption_batches, expert_load, results_table, score
+from hisem.training.evaluation import TileResult, caption_batches, expert_load, results_table, router_curve, score
 from hisem.training.objective import gathered
 from hisem.training.recipe import NEED_METEOR, Experiment
 
@@ -76,12 +76,10 @@ class Orders:
 def train_worker(config: dict[str, Any]) -> None:
     """The training loop that Ray Train runs on every worker; `config` holds `orders`.
 
-    An error that starting anew would not mend ends the run: the supervisor hears of it, and workers that Ray Train
-    starts for another attempt leave at once.
+    An error that starting anew would not mend ends the run: the supervisor hears of it.
     """
     orders: Orders = config["orders"]
-    if ray.get(orders.supervisor.begin.remote()) is not None:
-        return
+    ray.get(orders.supervisor.begin.remote())
     try:
         Worker(orders).train()
     except (HisemError, ray.exceptions.RayError) as error:
@@ -186,14 +184,14 @@ class Worker:
         parts = gathered(caption_batches(self.hisem, batches))
         results = sorted((result for part in parts for result in part), key=lambda result: result.tile_id)
         # Scored by one: METEOR is a process of its own, and workers may share a machine.
-        scored = [score(results, scorer) | expert_shares(results) if scorer is not None else {}]
+        scored = [score(results, scorer) | routing_metrics(results) if scorer is not None else {}]
         if dist.is_initialized():
             dist.broadcast_object_list(scored)
         metrics = scored[0]
         if self.recipe.metric not in metrics:
             raise TrainingError(
                 f"training.metric={self.recipe.metric} cannot be scored: METEOR and S*m need a Java runtime on the "
-                "workers' nodes, changed_bleu_4 needs changed tiles in split val. Choose another metric."
+                "workers' nodes, changed_bleu_4 changed tiles in split val, router_accuracy a router. Choose another."
             )
         return results, metrics
 
@@ -257,12 +255,17 @@ class Worker:
         self.put({"kind": "storage", "message": message})
 
 
-def expert_shares(results: Sequence[TileResult]) -> dict[str, float]:
-    """`expert_E`: which share of the choices in changed tiles fell on each expert; empty without a router."""
-    load = expert_load(results)
-    if load is None:
+def routing_metrics(results: Sequence[TileResult]) -> dict[str, float]:
+    """How the model routes the tiles; empty without a router.
+
+    `expert_E`: which share of the choices in changed tiles fell on each expert. `best_threshold`, and BLEU-4 and change
+    F1 there: the router's threshold with the highest BLEU-4.
+    """
+    load, curve = expert_load(results), router_curve(results)
+    if load is None or curve is None:
         return {}
-    return {f"expert_{number}": float(share) for number, share in enumerate(load / max(1, load.sum()))}
+    best = {f"best_{name}": value for name, value in curve.best()._asdict().items()}
+    return best | {f"expert_{number}": float(share) for number, share in enumerate(load / max(1, load.sum()))}
 
 
 class _Reporter:

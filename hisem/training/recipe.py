@@ -25,6 +25,7 @@ Metric = Literal[
     "change_precision",
     "change_recall",
     "change_f1",
+    "router_accuracy",
 ]
 """Validation metrics that can choose the best model: of all of them more is better."""
 

@@ -18,14 +18,13 @@ from hisem.training.batches import Collate
 from hisem.training.evaluation import caption_batches, expert_load
 
 
-@pytest.mark.parametrize("captioners", [1, 3])
-def test_no_tile_is_dropped_or_doubled_by_any_number_of_captioners(shards, bundle, ray_cluster, captioners, tmp_path):
+def test_no_tile_is_dropped_or_doubled_by_three_captioners(shards, bundle, ray_cluster, tmp_path):
     whole = pa.concat_tables([storage.read_parquet(path) for path in storage.list_files(shards, ".parquet")])
     shards = str(tmp_path / "files")
     for start in range(0, len(whole), 13):  # a file is one task: enough of them for all captioners
         storage.write_parquet(whole.slice(start, 13), storage.join(shards, f"part-{start:06d}.parquet"))
     split = read_splits(shards, ("train",))["train"]
-    done = evaluate(shards, bundle, "train", captioners=captioners)
+    done = evaluate(shards, bundle, "train", captioners=3)
     assert [r.tile_id for r in done.results] == sorted(split.rows.column("tile_id").to_pylist())
     model = HiSem.from_pretrained(bundle)
     batches = pixels(split).iter_batches(batch_size=32, batch_format="numpy")
@@ -63,7 +62,6 @@ def test_a_benchmark_is_scored_beside_what_is_published(shared_data, bundle, ray
     model = HiSem.from_pretrained(bundle)
     assert done.curve is not None
     assert done.curve.at(model.change_threshold).bleu_4 == pytest.approx(done.all_tiles.captions.bleu_4, rel=1e-9)
-    assert evaluate(shards, bundle, "val", benchmark="none").published is None
     output = str(tmp_path / "out")
     write_evaluation(output, shards, bundle, "test", done, "tiny on test")
     names = {"captions.parquet", "samples.png", "explained.png", "threshold.png", "experts.png", "index.html"}

@@ -7,6 +7,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
+import hisem
 from hisem import storage
 from hisem.config import flatten, to_dict
 from hisem.distributed.dataset import decode, pixels, read_splits
@@ -75,6 +76,45 @@ def test_a_loss_that_is_not_finite_names_the_tiles(trained):
     assert "training.learning_rate" in str(caught.value)
     runs = mlflow.MlflowClient(tracking_uri=options.tracking).search_runs(["1"], "attributes.run_name = 'nan'")
     assert [run.info.status for run in runs] == ["FAILED"]
+
+
+def test_a_trained_model_is_tuned_and_keeps_its_words(trained, shards):
+    options, summary = trained
+    tuned = replace(options, name="tuned", init=summary.bundle, register="")
+    again = train(tiny(epochs=1, vocabulary_min_count=1), tuned)
+    old, new = HiSem.from_pretrained(summary.bundle), HiSem.from_pretrained(again.bundle)
+    assert new.vocabulary.words[: len(old.vocabulary)] == old.vocabulary.words
+    assert len(new.vocabulary) > len(old.vocabulary)
+    assert again.registered == ""
+    # One epoch further from a trained model is nearer to it than to a new one.
+    assert again.history[0]["train_loss"] < summary.history[0]["train_loss"]
+    with pytest.raises(ConfigError, match="started from another bundle"):
+        train(tiny(epochs=1, vocabulary_min_count=1), replace(tuned, init=again.bundle))
+    wider = tiny(epochs=1)
+    wider = replace(wider, model=replace(wider.model, bdam=replace(wider.model.bdam, heads=4)))
+    with pytest.raises(ConfigError, match=r"model\.bdam\.heads is 2 in the trained model, 4 asked for"):
+        train(wider, replace(tuned, name="wider"))
+
+
+def test_the_best_model_is_registered_with_its_figures(trained, shards, tmp_path):
+    options, summary = trained
+    assert summary.registered == (
+        "models:/hisem/1 is registered; the alias champion moves to version 1: there was no champion before it "
+        f"(bleu_4 {summary.metrics['val_bleu_4']:.4f})."
+    )
+    client = mlflow.MlflowClient(tracking_uri=options.tracking)
+    figures = {item.path for item in client.list_artifacts(summary.run_id, "figures")}
+    assert figures == {f"figures/{name}.png" for name in ("losses", "threshold", "experts", "tiles")}
+    tags = client.get_run(summary.run_id).data.tags
+    splits = read_splits(shards, ("train", "val"))
+    assert {tags["data.train"], tags["data.val"]} == {split.fingerprint() for split in splits.values()}
+    assert tags["champion"] == "moved"
+    assert tags["version.hisem"] == hisem.__version__
+    steps = client.get_metric_history(summary.run_id, "step/loss")
+    assert [point.step for point in steps][-1] == sum(int(row["train_steps"]) for row in summary.history)
+    # The curve's value at the threshold in force is the score of the epoch, since both are of one pass.
+    assert summary.metrics["val_best_bleu_4"] >= summary.metrics["val_bleu_4"] - 1e-9
+    assert sum(summary.metrics[f"val_expert_{number}"] for number in range(4)) in (0, pytest.approx(1))
 
 
 def test_too_few_gpus_end_with_the_numbers(trained):
