@@ -17,10 +17,10 @@ from hisem.model.hisem import HiSem
 from hisem.text.metrics import CaptionScorer
 from hisem.tracking import ModelVersion
 from hisem.training.evaluation import score as score_results
+from hisem.training.recipe import NEED_METEOR
 
 log = logging.getLogger(__name__)
 
-NEEDS_METEOR = ("meteor", "s_m")
 ATTEMPTS = 3
 """How often a version is compared anew because another run moved the alias meanwhile."""
 
@@ -124,7 +124,7 @@ def _score_anew(uri: str, champion: ModelVersion, metric: str, split: Split) -> 
         HiSem.from_pretrained(bundle)  # one that does not load is told here, not by an actor
         with session.cluster():
             results = caption_split(split, bundle)
-    with CaptionScorer(meteor=metric in NEEDS_METEOR) as scorer:
+    with CaptionScorer(meteor=metric in NEED_METEOR) as scorer:
         scores = score_results(results, scorer)
     if metric not in scores:
         raise TrainingError(f"{metric} is unavailable: METEOR needs Java, changed_bleu_4 needs changed tiles.")

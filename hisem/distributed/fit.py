@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +58,7 @@ def fit(job: Job, run: tracking.Run) -> list[dict[str, float]]:
     reports = _reports(job.checkpoints)
     if reports:  # logged once more: the driver may have died before it was
         _log_epoch(run, reports[max(reports)])
+    first = len(reports)
     hear = _listener(job.experiment.training.metric, run, reports)
     with supervised(hear, job.execution.max_failures, asked, log.info) as supervisor:
         orders = Orders(
@@ -72,7 +75,11 @@ def fit(job: Job, run: tracking.Run) -> list[dict[str, float]]:
             supervisor=supervisor,
         )
         _run(job, asked, orders)
-    return [reports[epoch] for epoch in sorted(reports)]
+    written = _reports(job.checkpoints)
+    for epoch in range(first, len(written)):
+        if epoch not in reports:  # the worker died between writing and telling
+            _log_epoch(run, written[epoch])
+    return [written[epoch] for epoch in sorted(written)]
 
 
 def _run(job: Job, asked: Asked, orders: Orders) -> None:
@@ -88,6 +95,8 @@ def _run(job: Job, asked: Asked, orders: Orders) -> None:
                 num_workers=most if least == most else (least, most),
                 use_gpu=job.execution.gpu,
                 resources_per_worker={"CPU": asked.cpu, "GPU": asked.gpu},
+                # A group that grows loses what it did since its last checkpoint.
+                elastic_resize_monitor_interval_s=max(60.0, 2 * orders.checkpoint_seconds),
             ),
             # Checkpoints are written by us, so that Ray Train has nothing of worth to store.
             run_config=RunConfig(
@@ -97,11 +106,17 @@ def _run(job: Job, asked: Asked, orders: Orders) -> None:
                 callbacks=[Failures(orders.supervisor)],
             ),
         )
+        interrupt = signal.getsignal(signal.SIGINT)  # Ray Train puts its own in its place, and leaves it there
         try:
             trainer.fit()
+        except SystemExit as error:  # what that one ends with
+            raise KeyboardInterrupt from error
         except ray.train.TrainingFailedError as error:
             given_up: HisemError | None = ray.get(orders.supervisor.error.remote())
             raise given_up or TrainingError(f"training failed: {error}") from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, interrupt)
 
 
 def _listener(metric: str, run: tracking.Run, reports: Reports) -> Callable[[Event], None]:

@@ -27,6 +27,8 @@ class RunFile:
     """Fingerprint of each split."""
     init: str | None
     """Digest of the bundle that training started from."""
+    init_reference: str | None = None
+    """How that bundle was named."""
     run_id: str | None = None
     """The MLflow run, from the first start on."""
     finished: bool = False
@@ -34,14 +36,21 @@ class RunFile:
     registered: str = ""
 
     @classmethod
-    def open(cls, folder: str, experiment: Experiment, splits: dict[str, Split], init: Path | None) -> RunFile:
+    def open(
+        cls,
+        folder: str,
+        experiment: Experiment,
+        splits: dict[str, Split],
+        init: Path | None = None,
+        reference: str | None = None,
+    ) -> RunFile:
         """What an earlier call left in `folder`, else a new one that is not written yet.
 
         Raises `ConfigError` where that call had another experiment, other data or another start, and `StorageError`
         where the file is damaged.
         """
         data = {name: split.fingerprint() for name, split in splits.items()}
-        new = cls(folder, to_dict(experiment), data, bundle.digest(init) if init else None)
+        new = cls(folder, to_dict(experiment), data, bundle.digest(init) if init else None, reference)
         path = storage.join(folder, NAME)
         if not storage.exists(path):
             return new
@@ -84,6 +93,6 @@ class RunFile:
             )
         if self.init != new.init:
             raise ConfigError(
-                f"{self.folder}: a run of this name was started from another bundle (digest {self.init} then, "
-                f"{new.init} now). Choose another --name, or give the same --init."
+                f"{self.folder}: a run of this name was started from another bundle ({self.init_reference} then, "
+                f"{new.init_reference} now). Choose another --name, or give --init {self.init_reference} again."
             )

@@ -8,11 +8,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+import ray.exceptions
 from ray.train import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -23,6 +24,9 @@ Event = dict[str, Any]
 
 QUIET_SECONDS = 15.0
 """How long workers may take to start before the driver says what it waits for, and how often it says so."""
+
+STALL_SECONDS = 180.0
+"""How long workers may be silent before the driver says so; validation tells nothing until it is done."""
 
 
 class DrainError(Exception):
@@ -118,13 +122,14 @@ class Asked:
 
     def missing(self) -> str:
         """What is waited for, with the numbers."""
-        free, there = ray.available_resources(), budget.present()
         each = f"{self.cpu:g} CPUs" + (f" and {self.gpu} GPU" if self.gpu else "")
-        gpus = f", {free.get('GPU', 0):g} of {there['GPU']:g} GPUs" if self.gpu else ""
-        return (
-            f"waiting for {self.workers} worker(s) of {each} each to start; "
-            f"free are {free.get('CPU', 0):g} of {there['CPU']:g} CPUs{gpus}"
-        )
+        return f"waiting for {self.workers} worker(s) of {each} each to start; {free()}"
+
+
+def free() -> str:
+    """What of the cluster is free, in words."""
+    left, there = budget.sizes(ray.available_resources()), budget.present()
+    return "free are " + " and ".join(f"{left[kind]:g} of {there[kind]:g} {kind}s" for kind in there if there[kind])
 
 
 @contextmanager
@@ -138,19 +143,27 @@ def supervised(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     supervisor = Supervisor.options(scheduling_strategy=here).remote(max_failures)  # type: ignore[attr-defined]
     stop = threading.Event()
-    waiting_since: list[float | None] = [time.monotonic()]
+    heard = time.monotonic()
+    running = False
 
     def drain() -> None:
+        nonlocal heard, running
         for event in ray.get(supervisor.take.remote()):
-            waiting_since[0] = time.monotonic() if event["kind"] in ("failure", "drained") else None
+            heard, running = time.monotonic(), event["kind"] not in ("failure", "drained")
             on_event(event)
 
     def listen() -> None:
+        nonlocal heard
         while not stop.wait(every):
-            drain()
-            if waiting_since[0] is not None and time.monotonic() - waiting_since[0] > QUIET_SECONDS:
-                waiting_since[0] = time.monotonic()
-                tell(asked.missing())
+            try:
+                drain()
+                if time.monotonic() - heard > (STALL_SECONDS if running else QUIET_SECONDS):
+                    heard = time.monotonic()
+                    tell(
+                        f"no word from the workers for {STALL_SECONDS:.0f} s; {free()}" if running else asked.missing()
+                    )
+            except (ray.exceptions.RayError, HisemError) as error:
+                tell(f"what the workers tell cannot be heard at the moment ({_brief(error)})")
 
     thread = threading.Thread(target=listen, name="hisem-supervisor", daemon=True)
     thread.start()
@@ -159,5 +172,6 @@ def supervised(
     finally:
         stop.set()
         thread.join()
-        drain()
-        ray.kill(supervisor)
+        with suppress(ray.exceptions.RayError):  # which would hide why the block ended
+            drain()
+            ray.kill(supervisor)

@@ -88,9 +88,11 @@ def train(experiment: Experiment, options: TrainOptions) -> TrainSummary:
     if batch < workers:
         raise ConfigError(f"training.batch_size={batch}: each of the {workers} workers needs a pair of it.")
     splits = read_splits(options.data, ("train", "val"))
+    if len(splits["train"]) < workers:
+        raise ConfigError(f"{options.data}: split train has {len(splits['train'])} tile(s) for {workers} workers.")
     with tempfile.TemporaryDirectory() as scratch:
         init = tracking.resolve_model(options.init, options.tracking, Path(scratch)) if options.init else None
-        run_file = RunFile.open(options.folder, experiment, splits, init)
+        run_file = RunFile.open(options.folder, experiment, splits, init, options.init)
         resumed, done = run_file.run_id is not None, run_file.finished
         if done:
             log.info("run %s is already done: nothing to train (choose another --name to train anew)", options.name)
@@ -117,13 +119,14 @@ def train(experiment: Experiment, options: TrainOptions) -> TrainSummary:
 def _tracked(job: Job, options: TrainOptions, run_file: RunFile) -> tuple[RunFile, list[dict[str, float]]]:
     """Train and publish within an MLflow run: the one of the first call of this name."""
     run = tracking.start_run(options.tracking, options.name, run_file.run_id)
-    run_file = run_file.started(run.run_id)
-    run.params(flatten(to_dict(job.experiment)))
-    run.params({"data": options.data, "init": options.init, "words": len(job.vocabulary)})
-    run.params({"workers": job.execution.workers} | {f"{name}_tiles": len(split) for name, split in job.splits.items()})
-    run.tags({f"data.{name}": split.fingerprint() for name, split in job.splits.items()})
-    run.provenance(provenance.versions(), provenance.git_state())
     try:
+        run_file = run_file.started(run.run_id)
+        run.params(flatten(to_dict(job.experiment)))
+        run.params({"data": options.data, "init": options.init, "words": len(job.vocabulary)})
+        run.params({"workers": job.execution.workers})
+        run.params({f"{name}_tiles": len(split) for name, split in job.splits.items()})
+        run.tags({f"data.{name}": split.fingerprint() for name, split in job.splits.items()})
+        run.provenance(provenance.versions(), provenance.git_state())
         with session.cluster():
             history = fit(job, run)
             metrics, registered = publish(job, options.data, options.register, run, history)

@@ -46,6 +46,9 @@ VALIDATION = "validation.parquet"
 SHUFFLE_BYTES = 256 * 2**20
 """Pixels mixed by each worker's shuffle buffer."""
 
+DRAIN_STEPS = 10
+"""Steps after which the workers ask whether a node is to be taken away: a round through Ray for all of them."""
+
 EVERY_SECONDS = 5.0
 """Least time between two progress lines."""
 
@@ -97,15 +100,15 @@ class Worker:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         torch.set_num_threads(orders.threads)
-        if not storage.exists(storage.join(orders.run, run_file.NAME)):
-            raise TrainingError(
-                f"{orders.run}: worker {self.rank} on {socket.gethostname()} does not see the run's folder. Give "
-                "--storage that all nodes share: an object store or a network file system."
-            )
         if self.rank == 0 and self.recipe.metric in NEED_METEOR:
             with Meteor():  # told now, and not after the first epoch
                 pass
         self.checkpoints = Checkpoints(orders.run, orders.keep, orders.patience, self._tell)
+        if not self.checkpoints.patiently(lambda: storage.exists(storage.join(orders.run, run_file.NAME))):
+            raise TrainingError(
+                f"{orders.run}: worker {self.rank} on {socket.gethostname()} does not see the run's folder. Give "
+                "--storage that all nodes share: an object store or a network file system."
+            )
         self.hisem, self.optimizer, self.progress = self._start()
         if self.recipe.compile:
             self.hisem.compile()
@@ -114,6 +117,8 @@ class Worker:
         )
         self.sizes = local_batch_sizes(orders.train_rows // self.world, self.recipe.batch_size, self.rank, self.world)
         self.saved = time.monotonic()
+        self.steps = 0
+        """Since this process started."""
 
     def train(self) -> None:
         """Train from where the run stands to its end."""
@@ -175,7 +180,6 @@ class Worker:
         self.progress = Progress(epoch + 1, history=[*self.progress.history, report])
         self._save(results)
         self.put({"kind": "epoch", **report})
-        ray.train.report(report)
         self._leave_if_drained()
 
     def _validate(self, collate: Collate, scorer: CaptionScorer | None) -> tuple[list[TileResult], dict[str, float]]:
@@ -233,8 +237,10 @@ class Worker:
 
     def _wants_checkpoint(self) -> bool:
         """Whether this worker asks for a checkpoint inside the epoch; one that does suffices."""
-        late = self.rank == 0 and time.monotonic() - self.saved > self.orders.checkpoint_seconds
-        return late or ray.train.get_preemption_info() is not None
+        self.steps += 1
+        # All workers must ask Ray Train at the same steps, as they wait for each other's answer.
+        leaving = self.steps % DRAIN_STEPS == 0 and ray.train.get_preemption_info() is not None
+        return leaving or (self.rank == 0 and time.monotonic() - self.saved > self.orders.checkpoint_seconds)
 
     def _checkpoint_inside(self, done: EpochSums) -> None:
         self.progress = replace(self.progress, done=done)
@@ -243,7 +249,7 @@ class Worker:
 
     def _leave_if_drained(self) -> None:
         """Raise on all workers when a node of any of them is about to go: what is done is in the checkpoint."""
-        if any(gathered(ray.train.get_preemption_info() is not None)):
+        if ray.train.get_preemption_info() is not None:
             raise DrainError
 
     def put(self, event: dict[str, Any]) -> None:

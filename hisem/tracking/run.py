@@ -21,6 +21,9 @@ EXPERIMENT = "hisem"
 PARAMS_PER_BATCH = 100
 """MLflow's limit."""
 
+GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""What MLflow says of a run that it does not have, and of one that was deleted."""
+
 
 @dataclass
 class Run:
@@ -123,13 +126,15 @@ def start_run(uri: str, name: str, run_id: str | None = None) -> Run:
     from mlflow.exceptions import MlflowException
 
     store = client(uri)
-    if run_id is not None:
-        try:
-            store.update_run(run_id, status="RUNNING")  # refused for a run that was deleted
-            return Run(uri, run_id)
-        except MlflowException:
-            log.warning("MLflow run %s is not in %s: a new run is opened.", run_id, masked(uri))
     with expected(uri):
+        if run_id is not None:
+            try:
+                store.update_run(run_id, status="RUNNING")
+                return Run(uri, run_id)
+            except MlflowException as error:
+                if error.error_code not in GONE:
+                    raise
+                log.warning("MLflow run %s is not in %s: a new run is opened.", run_id, masked(uri))
         experiment = store.get_experiment_by_name(EXPERIMENT)
         experiment_id = experiment.experiment_id if experiment else _create_experiment(store, uri)
         created = store.create_run(experiment_id, run_name=name)

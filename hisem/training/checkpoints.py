@@ -104,7 +104,10 @@ class Checkpoints:
             self.patiently(lambda: storage.upload(Path(scratch), self._uri(entry)))
         content = json.dumps([asdict(there) for there in kept], indent=1).encode()
         self.patiently(lambda: storage.write_bytes(storage.join(self.run, INDEX), content))
-        self.patiently(lambda: self._delete_all_but({there.name for there in kept}))
+        try:
+            self._delete_all_but({there.name for there in kept})
+        except StorageError as error:  # the checkpoint counts all the same
+            self.tell(f"{error} The next checkpoint tries again.")
         return entry
 
     def _delete_all_but(self, names: set[str]) -> None:

@@ -56,9 +56,10 @@ def require_all_epochs(driver: Driver, count: int = 5) -> None:
 def test_a_killed_worker_changes_nothing(on_cluster: Start, add_node: AddNode) -> None:
     add_node()
     add_node()
-    whole = on_cluster("whole", *RUN)
+    inside = ("--checkpoint-minutes", "0.01")  # checkpoints inside epochs, too
+    whole = on_cluster("whole", *RUN, *inside)
     whole.end()
-    broken = on_cluster("broken", *RUN)
+    broken = on_cluster("broken", *RUN, *inside)
     broken.wait_for("epoch 3 done")
     os.kill(train_workers()[0], signal.SIGKILL)
     broken.wait_for(r"worker \d: .*start anew from the latest checkpoint \(failure 1 of at most 5")
