@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -105,10 +106,12 @@ def test_a_drained_node_is_left_with_a_checkpoint(nodes: Cluster, on_cluster: St
     )
     assert accepted, refusal
     add_node()
-    driver.wait_for("a node is about to be taken away: a checkpoint is written")
-    gone_on = driver.wait_for(r"2 worker.s. start after step (\d+) of epoch (\d+)")
+    told = driver.wait_for("a node is about to be taken away: a checkpoint is written")
+    gone_on = driver.wait_for(r"2 worker.s. start (?:after step (\d+) of|at) epoch (\d+)", after=told.end())
     nodes.remove_node(leaving, allow_graceful=False)
-    assert int(gone_on[1]) > 0
+    steps = re.findall(r"epoch (\d+)/5  step (\d+)/64", driver.log.read_text()[: told.start()])
+    last = max((int(epoch), int(step)) for epoch, step in steps)
+    assert (int(gone_on[2]), int(gone_on[1] or 0)) >= last  # what was done is in the checkpoint
     driver.end()
     require_all_epochs(driver)
 
