@@ -57,7 +57,7 @@ def require_all_epochs(driver: Driver, count: int = 5) -> None:
 def test_a_killed_worker_changes_nothing(on_cluster: Start, add_node: AddNode) -> None:
     add_node()
     add_node()
-    inside = ("--checkpoint-minutes", "0.01")  # checkpoints inside epochs, too
+    inside = ("--checkpoint-minutes", "0.03")  # checkpoints inside epochs, too
     whole = on_cluster("whole", *RUN, *inside)
     whole.end()
     broken = on_cluster("broken", *RUN, *inside)
