@@ -110,8 +110,8 @@ def evaluate(
         if value < 1:
             raise ConfigError(f"{name} is {value}: 1 or more.")
     bundle = HiSem.from_pretrained(model)  # one that does not load is told here, not by an actor
-    labelled = read_splits(folder, (split,))[split]
-    baselines = _baselines(folder, len(labelled))
+    labelled, train = _read(folder, split)
+    baselines = _baselines(train, len(labelled))
     with session.cluster():
         results = caption_split(labelled, model, protocol == "ids", beam, captioners, gpu)
     captions: dict[str, Sequence[str]] = {MODEL: [result.caption for result in results]}
@@ -209,9 +209,19 @@ def _tables(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
-def _baselines(folder: str, count: int) -> dict[str, list[str]]:
+def _read(folder: str, split: str) -> tuple[Split, Split | DatasetError]:
+    """The split to score, and the training split or why there is none."""
     try:
-        train = read_splits(folder, ("train",))["train"]
+        both = read_splits(folder, (split, "train"))
+        return both[split], both["train"]
+    except DatasetError as error:
+        return read_splits(folder, (split,))[split], error
+
+
+def _baselines(train: Split | DatasetError, count: int) -> dict[str, list[str]]:
+    try:
+        if isinstance(train, DatasetError):
+            raise train
         return Baselines.from_training(train.references, train.changed).captions(count)
     except DatasetError as error:
         log.warning("The captioner of the most frequent change takes no part: %s", error)

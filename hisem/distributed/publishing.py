@@ -63,7 +63,9 @@ def _draw(
     results: Sequence[TileResult],
 ) -> None:
     """Log the run's figures: losses, threshold curve, expert load, and tiles with their captions."""
-    run.figure(training_curves(history), f"{FIGURES}/losses.png")
+    # What the best threshold would give is in the figure of thresholds.
+    told = [{name: value for name, value in epoch.items() if "best_" not in name} for epoch in history]
+    run.figure(training_curves(told), f"{FIGURES}/losses.png")
     if curve := router_curve(results):
         run.figure(threshold_figure(curve, model.change_threshold), f"{FIGURES}/threshold.png")
         experts = range(model.config.hasd.moe.experts)
