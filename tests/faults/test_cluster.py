@@ -20,7 +20,7 @@ from tests.conftest import S3Server
 from tests.faults.conftest import Driver, Start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-RUN = ("--training.epochs", "5", "--workers", "2")
+RUN = ("--training.epochs", "4", "--workers", "2")
 AddNode = Callable[[], Any]
 
 
@@ -49,7 +49,7 @@ def on_cluster(nodes: Cluster, start: Start) -> Start:
     )
 
 
-def require_all_epochs(driver: Driver, count: int = 5) -> None:
+def require_all_epochs(driver: Driver, count: int = 4) -> None:
     assert len(driver.losses()) == count
     assert driver.losses()[-1] < driver.losses()[0]
 
@@ -61,7 +61,7 @@ def test_a_killed_worker_changes_nothing(on_cluster: Start, add_node: AddNode) -
     whole = on_cluster("whole", *RUN, *inside)
     whole.end()
     broken = on_cluster("broken", *RUN, *inside)
-    broken.wait_for("epoch 3 done")
+    broken.wait_for("epoch 2 done")
     os.kill(train_workers()[0], signal.SIGKILL)
     broken.wait_for(r"worker \d: .*start anew from the latest checkpoint \(failure 1 of at most 5")
     broken.end()
@@ -96,7 +96,7 @@ def test_a_drained_node_is_left_with_a_checkpoint(nodes: Cluster, on_cluster: St
     there = [add_node(), add_node()]
     driver = on_cluster("drained", *RUN, "--cpus-per-worker", "1.5", "--training.batch_size", "4")
     driver.wait_for("epoch 1 done")
-    driver.wait_for(r"epoch 2/5  step \d+/64")
+    driver.wait_for(r"epoch 2/4  step \d+/64")
     leaving = node_with_worker(there)
     accepted, refusal = GcsClient(address=nodes.address).drain_node(
         leaving.node_id,
@@ -109,7 +109,7 @@ def test_a_drained_node_is_left_with_a_checkpoint(nodes: Cluster, on_cluster: St
     told = driver.wait_for("a node is about to be taken away: a checkpoint is written")
     gone_on = driver.wait_for(r"2 worker.s. start (?:after step (\d+) of|at) epoch (\d+)", after=told.end())
     nodes.remove_node(leaving, allow_graceful=False)
-    steps = re.findall(r"epoch (\d+)/5  step (\d+)/64", driver.log.read_text()[: told.start()])
+    steps = re.findall(r"epoch (\d+)/4  step (\d+)/64", driver.log.read_text()[: told.start()])
     last = max((int(epoch), int(step)) for epoch, step in steps)
     assert (int(gone_on[2]), int(gone_on[1] or 0)) >= last  # what was done is in the checkpoint
     driver.end()
@@ -131,19 +131,18 @@ def test_a_storage_that_refuses_for_a_while_is_tried_again(
     require_all_epochs(driver)
 
 
-@pytest.mark.parametrize(
-    ("flags", "told"),
-    [
-        (("--cpus-per-worker", "4"), "no node with 4 CPUs|needs 9 CPUs, the cluster has 5: 4 are missing"),
-        (("--workers", "12", "--cpus-per-worker", "1"), "needs 13 CPUs, the cluster has 5: 8 are missing"),
-        (("--gpu",), "needs 2 GPUs, the cluster has 0: 2 are missing"),
-    ],
-)
-def test_too_little_is_told_with_the_numbers(
-    on_cluster: Start, add_node: AddNode, flags: tuple[str, ...], told: str
-) -> None:
+TOO_LITTLE = {
+    "place": (("--cpus-per-worker", "4"), "no node with 4 CPUs|needs 9 CPUs, the cluster has 5: 4 are missing"),
+    "cpus": (("--workers", "12", "--cpus-per-worker", "1"), "needs 13 CPUs, the cluster has 5: 8 are missing"),
+    "gpus": (("--gpu",), "needs 2 GPUs, the cluster has 0: 2 are missing"),
+}
+
+
+def test_too_little_is_told_with_the_numbers(on_cluster: Start, add_node: AddNode) -> None:
     add_node()
     add_node()
-    driver = on_cluster("small", *RUN, *flags)
-    driver.wait_for(told, 60)
-    assert driver.process.wait(30) == 1
+    drivers = {name: on_cluster(name, *RUN, *flags) for name, (flags, _) in TOO_LITTLE.items()}
+    for name, (_, told) in TOO_LITTLE.items():
+        # One alone says so in 20 s; these share two cores.
+        assert drivers[name].process.wait(120) == 1
+        assert re.search(told, drivers[name].log.read_text())
