@@ -55,6 +55,10 @@ class TrainingError(HisemError):
     """A training run that cannot go on, for example after a loss that is not finite."""
 
 
+class StoppedError(TrainingError):
+    """A training run that was ended from outside, as by a sweep whose other trials are better."""
+
+
 class ResourceError(HisemError):
     """A cluster that cannot give what the run asks for; says which numbers are missing."""
 

@@ -18,19 +18,21 @@ from hisem.errors import ConfigError, HisemError, StorageError
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRY_POINTS = sorted(
-    str(path.relative_to(ROOT)) for folder in ("pipelines", "tune") for path in (ROOT / folder).glob("*.py")
+    str(path.relative_to(ROOT))
+    for folder in ("pipelines", "tune")
+    for path in (ROOT / folder).glob("*.py")
+    if "__main__" in path.read_text()
 )
-GROUPS = {
-    "pipelines/train.py": {
-        "model.backbone",
-        "model.backbone.options",
-        "model.bdam",
-        "model.hasd",
-        "model.hasd.moe",
-        "model.decoder",
-        "training",
-    }
+EXPERIMENT = {
+    "model.backbone",
+    "model.backbone.options",
+    "model.bdam",
+    "model.hasd",
+    "model.hasd.moe",
+    "model.decoder",
+    "training",
 }
+GROUPS = {"pipelines/train.py": EXPERIMENT, "tune/sweep.py": EXPERIMENT}
 """Groups of options beyond the command's own."""
 
 Result = subprocess.CompletedProcess[str]
@@ -44,7 +46,7 @@ def command(tmp_path: Path) -> Callable[..., Result]:
         here = tmp_path / "elsewhere"
         here.mkdir(exist_ok=True)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("HISEM", "RAY"))}
-        environment |= {"HOME": str(here), "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+        environment |= {"HOME": str(here), "COLUMNS": "120", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [sys.executable, str(ROOT / entry), *arguments],
             cwd=here,
@@ -112,7 +114,7 @@ def test_help_explains_every_option(command: Callable[..., Result], entry: str) 
 
 def test_all_commands_of_the_house_are_there() -> None:
     names = {"synthesize", "pair", "tile", "train", "evaluate", "caption", "import_checkpoint", "demo"}
-    assert {f"pipelines/{name}.py" for name in names} <= set(ENTRY_POINTS)
+    assert {f"pipelines/{name}.py" for name in names} | {"tune/sweep.py"} <= set(ENTRY_POINTS)
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,10 @@ from hisem.distributed.dataset import EvenTrainingExactValidation, Split, pixels
 from hisem.distributed.shipping import ship
 from hisem.distributed.supervisor import Asked, Event, Failures, supervised
 from hisem.distributed.worker import Orders, train_worker
-from hisem.errors import HisemError, TrainingError
+from hisem.errors import HisemError, StoppedError, TrainingError
 from hisem.report.progress import epoch_line, step_line
 from hisem.text.vocabulary import Vocabulary
-from hisem.training.checkpoints import Checkpoints, read_progress
+from hisem.training.checkpoints import Checkpoints
 from hisem.training.execution import Execution
 from hisem.training.recipe import Experiment
 
@@ -49,8 +49,13 @@ class Job:
     execution: Execution
 
 
-def fit(job: Job, run: tracking.Run) -> list[dict[str, float]]:
+def fit(
+    job: Job, run: tracking.Run, on_epoch: Callable[[dict[str, float]], None] = lambda report: None
+) -> list[dict[str, float]]:
     """Train to the end of the last epoch; the epochs' reports, those of earlier calls included.
+
+    `on_epoch` hears the report of each epoch: those of earlier calls at once, the others as they are written. What it
+    raises as `StoppedError` ends the run, within seconds.
 
     Raises `ResourceError` where the cluster can never give what the workers need, and what ended the run otherwise.
     """
@@ -58,8 +63,19 @@ def fit(job: Job, run: tracking.Run) -> list[dict[str, float]]:
     reports = _reports(job.checkpoints)
     if reports:  # logged once more: the driver may have died before it was
         _log_epoch(run, reports[max(reports)])
+    for epoch in sorted(reports):
+        on_epoch(reports[epoch])
     first = len(reports)
-    hear = _listener(job.experiment.training.metric, run, reports)
+
+    def ended(report: dict[str, float]) -> None:
+        reports[int(report["epoch"])] = report
+        _log_epoch(run, report)
+        try:
+            on_epoch(report)
+        except StoppedError as error:
+            ray.get(supervisor.give_up.remote(error))
+
+    hear = _listener(job.experiment.training.metric, run, ended)
     with supervised(hear, job.execution.max_failures, asked, log.info) as supervisor:
         orders = Orders(
             experiment=job.experiment,
@@ -78,7 +94,7 @@ def fit(job: Job, run: tracking.Run) -> list[dict[str, float]]:
     written = _reports(job.checkpoints)
     for epoch in range(first, len(written)):
         if epoch not in reports:  # the worker died between writing and telling
-            _log_epoch(run, written[epoch])
+            ended(written[epoch])
     return [written[epoch] for epoch in sorted(written)]
 
 
@@ -119,8 +135,8 @@ def _run(job: Job, asked: Asked, orders: Orders) -> None:
                 signal.signal(signal.SIGINT, interrupt)
 
 
-def _listener(metric: str, run: tracking.Run, reports: Reports) -> Callable[[Event], None]:
-    """What becomes of events: lines on the terminal, metrics of the run, and the epochs' `reports`."""
+def _listener(metric: str, run: tracking.Run, ended: Callable[[dict[str, float]], None]) -> Callable[[Event], None]:
+    """What becomes of events: lines on the terminal, metrics of the run; `ended` gets the report of each epoch."""
 
     def hear(event: Event) -> None:
         kind = event.pop("kind")
@@ -131,9 +147,8 @@ def _listener(metric: str, run: tracking.Run, reports: Reports) -> Callable[[Eve
             run.step_metrics({event["global_step"]: told})
             log.info("%s", step_line(event))
         elif kind == "epoch":
-            reports[int(event["epoch"])] = event
-            _log_epoch(run, event)
             log.info("%s", epoch_line(event, metric))
+            ended(event)
         elif kind == "failure":
             log.warning(
                 "%s. The workers start anew from the latest checkpoint (failure %d of at most %d without one between).",
@@ -161,13 +176,7 @@ def _log_epoch(run: tracking.Run, report: dict[str, float]) -> None:
 
 
 def _reports(checkpoints: Checkpoints) -> Reports:
-    """The reports of the epochs behind the latest checkpoint."""
-    latest = checkpoints.latest()
-    if latest is None:
-        return {}
-    with tempfile.TemporaryDirectory() as scratch:
-        history = read_progress(checkpoints.fetch(latest, Path(scratch))).history
-    return {int(report["epoch"]): report for report in history}
+    return {int(report["epoch"]): report for report in checkpoints.history()}
 
 
 def _asked(execution: Execution) -> Asked:

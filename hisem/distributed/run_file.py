@@ -46,20 +46,26 @@ class RunFile:
     ) -> RunFile:
         """What an earlier call left in `folder`, else a new one that is not written yet.
 
-        Raises `ConfigError` where that call had another experiment, other data or another start, and `StorageError`
-        where the file is damaged.
+        Raises `ConfigError` where that call had another experiment, other data or another start, else as `read`.
         """
         data = {name: split.fingerprint() for name, split in splits.items()}
         new = cls(folder, to_dict(experiment), data, bundle.digest(init) if init else None, reference)
-        path = storage.join(folder, NAME)
-        if not storage.exists(path):
+        known = cls.read(folder)
+        if known is None:
             return new
-        try:
-            known = cls(folder, **json.loads(storage.read_bytes(path)))
-        except (ValueError, TypeError) as error:
-            raise StorageError(f"{path}: damaged ({error}). Choose another --name.") from error
         known._require_same(new)
         return known
+
+    @classmethod
+    def read(cls, folder: str) -> RunFile | None:
+        """What is in `folder`, if anything. Raises `StorageError` where the file is damaged."""
+        path = storage.join(folder, NAME)
+        if not storage.exists(path):
+            return None
+        try:
+            return cls(folder, **json.loads(storage.read_bytes(path)))
+        except (ValueError, TypeError) as error:
+            raise StorageError(f"{path}: damaged ({error}). Choose another --name.") from error
 
     def started(self, run_id: str) -> RunFile:
         """With its MLflow run, written."""

@@ -45,7 +45,7 @@ def cluster() -> Iterator[None]:
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         what = f"RAY_ADDRESS={address}: the cluster there cannot be joined" if address else "Ray cannot be started here"
         raise ResourceError(f"{what}: {error}.") from error
-    _configure()
+    configure()
     if not address:
         log.info("Ray: local, %d CPUs (RAY_ADDRESS names a cluster instead)", int(cpus()))
     try:
@@ -128,7 +128,8 @@ def require_places(count: int, cpu: float, gpu: float, what: str, remedy: str) -
         )
 
 
-def _configure() -> None:
+def configure() -> None:
+    """Set up Ray Data and the logs of this process, as every one that drives Ray needs it."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     context.print_on_execution_start = False

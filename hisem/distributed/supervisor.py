@@ -49,7 +49,12 @@ class Supervisor:
         self._counted = False
 
     def put(self, event: Event) -> None:
-        """Add one event. A checkpoint is progress: failures are counted from it."""
+        """Add one event. A checkpoint is progress: failures are counted from it.
+
+        Raises what the run was given up for, so that its workers end.
+        """
+        if self._error is not None:
+            raise self._error
         self._events.append(event)
         if event["kind"] == "checkpoint":
             self._failures = 0

@@ -6,6 +6,7 @@ import logging
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from hisem.distributed.dataset import Split, read_splits
 from hisem.distributed.fit import Job, fit
 from hisem.distributed.publishing import publish
 from hisem.distributed.run_file import RunFile
-from hisem.errors import ConfigError, TrackingError
+from hisem.errors import ConfigError, StoppedError, TrackingError
 from hisem.model.hisem import HiSem
 from hisem.model.warm_start import require_fit
 from hisem.text.vocabulary import Vocabulary
@@ -48,6 +49,8 @@ class TrainOptions:
     """Registered model that the best bundle becomes a version of; empty registers nothing."""
     execution: Execution = field(default_factory=Execution)
     """Processes, checkpoints and failures."""
+    parent: str | None = None
+    """MLflow run that this one is a child of."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.-]*", self.name):
@@ -78,8 +81,14 @@ class TrainSummary:
     """The run was complete already and nothing was trained."""
 
 
-def train(experiment: Experiment, options: TrainOptions) -> TrainSummary:
+def train(
+    experiment: Experiment,
+    options: TrainOptions,
+    on_epoch: Callable[[dict[str, float]], None] = lambda report: None,
+) -> TrainSummary:
     """Train, validate every epoch, and keep the best bundle under `storage/name/bundle`.
+
+    `on_epoch` hears the report of each epoch, as `fit` says; nothing where the run was complete already.
 
     Raises `HisemError` (one of its kinds) for whatever the user can mend.
     """
@@ -103,7 +112,7 @@ def train(experiment: Experiment, options: TrainOptions) -> TrainSummary:
                 options.folder, options.execution.keep, 60 * options.execution.storage_minutes, log.warning
             )
             job = Job(options.name, experiment, splits, vocabulary, init, checkpoints, options.execution)
-            run_file, history = _tracked(job, options, run_file)
+            run_file, history = _tracked(job, options, run_file, on_epoch)
     return TrainSummary(
         bundle=storage.join(options.folder, BUNDLE),
         metrics=run_file.metrics,
@@ -116,9 +125,11 @@ def train(experiment: Experiment, options: TrainOptions) -> TrainSummary:
     )
 
 
-def _tracked(job: Job, options: TrainOptions, run_file: RunFile) -> tuple[RunFile, list[dict[str, float]]]:
+def _tracked(
+    job: Job, options: TrainOptions, run_file: RunFile, on_epoch: Callable[[dict[str, float]], None]
+) -> tuple[RunFile, list[dict[str, float]]]:
     """Train and publish within an MLflow run: the one of the first call of this name."""
-    run = tracking.start_run(options.tracking, options.name, run_file.run_id)
+    run = tracking.start_run(options.tracking, options.name, run_file.run_id, options.parent)
     try:
         run_file = run_file.started(run.run_id)
         run.params(flatten(to_dict(job.experiment)))
@@ -128,11 +139,11 @@ def _tracked(job: Job, options: TrainOptions, run_file: RunFile) -> tuple[RunFil
         run.tags({f"data.{name}": split.fingerprint() for name, split in job.splits.items()})
         run.provenance(provenance.versions(), provenance.git_state())
         with session.cluster():
-            history = fit(job, run)
+            history = fit(job, run, on_epoch)
             metrics, registered = publish(job, options.data, options.register, run, history)
     except BaseException as error:
         with suppress(TrackingError):  # which would hide the error that matters
-            run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            run.end("KILLED" if isinstance(error, (KeyboardInterrupt, StoppedError)) else "FAILED")
         raise
     run.end()
     return job.checkpoints.patiently(lambda: run_file.done(metrics, registered)), history

@@ -43,7 +43,7 @@ def training_curves(history: Sequence[Mapping[str, float | None]]) -> Figure:
     """
     keys = dict.fromkeys(key for epoch in history for key, value in epoch.items() if math.isfinite(_number(value)))
     losses = {key: " ".join(_split(key)) for key in keys if "loss" in key}
-    scores = {key: label for key in keys if key not in losses and (label := _score_label(key))}
+    scores = {key: label for key in keys if key not in losses and (label := score_label(key))}
     panels = [(title, labels) for title, labels in (("loss", losses), ("validation score", scores)) if labels]
     if not panels:
         raise ValueError(f"training history of {len(history)} epoch(s) has neither a loss nor a score to draw")
@@ -65,7 +65,7 @@ def save(figure: Figure, uri: str | Path) -> None:
     storage.write_bytes(uri, style.png(figure))
 
 
-def _score_label(key: str) -> str | None:
+def score_label(key: str) -> str | None:
     """The label of a score's key with its prefix, less what the axis says; None for any other key."""
     for name, label in SCORE_LABELS.items():
         prefix = key.removesuffix(name)

@@ -21,10 +21,11 @@ def counts_table(title: str, values: Mapping[str, object]) -> Table:
 
 
 def show(renderable: RenderableType, note: str = "") -> None:
-    """Print to standard output, and a note below; where that is no terminal, 120 columns wide."""
+    """Print to standard output, and a note below; where that is no terminal, 120 columns wide or as wide as need be."""
     console = Console()
     if not console.is_terminal:
-        console.width = 120
+        console.width = 1000
+        console.width = max(120, console.measure(renderable).maximum)
     console.print(renderable)
     if note:
         console.print(Text(note))

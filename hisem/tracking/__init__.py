@@ -15,7 +15,7 @@ from hisem.tracking.registry import (
     set_champion,
     tag_version,
 )
-from hisem.tracking.run import EXPERIMENT, Run, start_run
+from hisem.tracking.run import EXPERIMENT, Run, end_if_open, fail_child, start_run
 from hisem.tracking.store import default_uri, sqlite_uri
 
 __all__ = [
@@ -25,6 +25,8 @@ __all__ = [
     "Run",
     "champion",
     "default_uri",
+    "end_if_open",
+    "fail_child",
     "model_identity",
     "pin_model",
     "register",

@@ -121,9 +121,10 @@ class Run:
             self._client.log_batch(self.run_id, metrics=metrics)
 
 
-def start_run(uri: str, name: str, run_id: str | None = None) -> Run:
-    """A new run called `name`, or the one with `run_id` where the store still has it."""
+def start_run(uri: str, name: str, run_id: str | None = None, parent: str | None = None) -> Run:
+    """A new run called `name`, a child of the run `parent`, or the one with `run_id` where the store still has it."""
     from mlflow.exceptions import MlflowException
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
     store = client(uri)
     with expected(uri):
@@ -137,8 +138,39 @@ def start_run(uri: str, name: str, run_id: str | None = None) -> Run:
                 log.warning("MLflow run %s is not in %s: a new run is opened.", run_id, masked(uri))
         experiment = store.get_experiment_by_name(EXPERIMENT)
         experiment_id = experiment.experiment_id if experiment else _create_experiment(store, uri)
-        created = store.create_run(experiment_id, run_name=name)
+        tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else None
+        created = store.create_run(experiment_id, tags=tags, run_name=name)
     return Run(uri, created.info.run_id)
+
+
+def end_if_open(uri: str, run_id: str, status: str) -> None:
+    """End a run that whoever wrote to it has left open; one that was ended, or is gone, stays as it is."""
+    from mlflow.exceptions import MlflowException
+
+    store = client(uri)
+    with expected(uri):
+        try:
+            if store.get_run(run_id).info.status == "RUNNING":
+                store.set_terminated(run_id, status)
+        except MlflowException as error:
+            if error.error_code not in GONE:
+                raise
+
+
+def fail_child(uri: str, name: str, parent: str, error: str) -> None:
+    """End the child `name` of the run `parent` as failed, tagged with the `error`; one that never began is made."""
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+    store = client(uri)
+    with expected(uri):
+        experiment_id = store.get_run(parent).info.experiment_id
+        found = store.search_runs(
+            [experiment_id], f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}' and attributes.run_name = '{name}'"
+        )
+        children = [run.info.run_id for run in found] or [start_run(uri, name, parent=parent).run_id]
+        for run_id in children:
+            store.set_tag(run_id, "error", error)
+            store.set_terminated(run_id, "FAILED")
 
 
 def _create_experiment(store: Any, uri: str) -> str:

@@ -84,6 +84,14 @@ class Checkpoints:
         """The one with the highest score, of equal ones the first; None before the first epoch's end."""
         return next(iter(best_first(self.entries())), None)
 
+    def history(self) -> list[dict[str, float]]:
+        """The reports of the epochs behind the latest checkpoint."""
+        latest = self.latest()
+        if latest is None:
+            return []
+        with tempfile.TemporaryDirectory() as scratch:
+            return read_progress(self.fetch(latest, Path(scratch))).history
+
     def fetch(self, entry: Entry, to: Path) -> Path:
         """The checkpoint in a local folder: itself, or a copy in `to`."""
         return self.patiently(lambda: storage.download(self._uri(entry), to))

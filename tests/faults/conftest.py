@@ -32,8 +32,9 @@ training: {batch_size: 16, warmup_steps: 4}
 
 
 def command(script: str, *arguments: str) -> list[str]:
-    """A pipeline's command line."""
-    return [sys.executable, str(ROOT / "pipelines" / script), *arguments]
+    """The command line of a pipeline, or of another script named from the project's root."""
+    path = ROOT / script if "/" in script else ROOT / "pipelines" / script
+    return [sys.executable, str(path), *arguments]
 
 
 @dataclass
@@ -96,17 +97,17 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def start(tiles: str, tmp_path: Path) -> Iterator[Start]:
-    """Start `train.py` with more flags and variables; what still runs at the end is killed."""
+    """Start `train.py` or another script with more flags and variables; what still runs at the end is killed."""
     started: list[Driver] = []
     (tmp_path / "settings.yaml").write_text(SETTINGS)
     environment = {**os.environ, "HISEM_STORAGE": str(tmp_path / "storage"), "PYTHONPATH": str(ROOT)}
 
-    def go(name: str, *flags: str, **variables: str) -> Driver:
+    def go(name: str, *flags: str, script: str = "train.py", **variables: str) -> Driver:
         log = tmp_path / f"{len(started)}.log"
         arguments = ["--data", tiles, "--config", str(tmp_path / "settings.yaml"), "--name", name, *flags]
         with log.open("wb") as out:
             process = subprocess.Popen(
-                command("train.py", *arguments),
+                command(script, *arguments),
                 env={**environment, **variables},
                 stdout=out,
                 stderr=out,

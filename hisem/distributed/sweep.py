@@ -1,0 +1,308 @@
+"""A sweep: many training runs, which differ in what a search space draws, on one cluster, by Ray Tune."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import ray
+import ray.tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from hisem import provenance, storage, tracking
+from hisem.config import flatten, to_dict
+from hisem.distributed import budget, session
+from hisem.distributed.dataset import read_splits
+from hisem.distributed.fit import worker_cpus
+from hisem.distributed.sweep_file import SweepFile
+from hisem.distributed.sweep_results import Ended, close_children, collect, publish, read_trials
+from hisem.distributed.trial import CHOICE, EPOCH, TrialOrders, TrialRun, drawn
+from hisem.errors import ConfigError, TrackingError
+from hisem.report.sweep import Trial
+from hisem.training.execution import Execution
+from hisem.training.search import Search
+from hisem.training.space import Space
+
+log = logging.getLogger(__name__)
+
+TUNE = "tune"
+"""Folder of Ray Tune's own state under the sweep's."""
+
+DECIDING = ("samples", "search", "asha", "seed")
+"""What of `Search` may not change when a sweep goes on."""
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """What a sweep searches, where, and with what."""
+
+    space: Space
+    """The search space, and the experiment that it starts from."""
+    data: str
+    """Folder of shards with a train and a val split."""
+    storage: str
+    """Folder or URI under which the sweep's folder lies; shared by all nodes of a cluster."""
+    name: str
+    """Name of the sweep: the same name goes on where it stopped."""
+    tracking: str
+    """MLflow tracking URI."""
+    search: Search = field(default_factory=Search)
+    """Which trials there are."""
+    execution: Execution = field(default_factory=lambda: Execution(workers=1))
+    """Processes of each trial."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ConfigError(f"name is {self.name!r}: letters, digits, '.', '_' and '-' only; it names a folder.")
+
+    @property
+    def folder(self) -> str:
+        """Folder or URI of the sweep."""
+        return storage.join(self.storage, self.name)
+
+    @property
+    def metric(self) -> str:
+        """The validation metric that is searched for."""
+        return self.space.base.training.metric
+
+
+@dataclass(frozen=True)
+class SweepSummary:
+    """What a sweep came to."""
+
+    folder: str
+    """Where tables, figures and best.yaml are."""
+    trials: list[Trial]
+    run_id: str
+    seconds: float
+    finished_before: bool
+    """The sweep was complete already."""
+
+
+def sweep(options: SweepOptions) -> SweepSummary:
+    """Run the trials that are left, and write what all of them came to.
+
+    Raises `HisemError` (one of its kinds) for whatever the user can mend; a trial that fails is none of it.
+    """
+    began = time.perf_counter()
+    splits = read_splits(options.data, ("train", "val"))
+    asked = {
+        "experiment": to_dict(options.space.base),
+        "space": options.space.source,
+        "data": {name: split.fingerprint() for name, split in splits.items()},
+        **{name: getattr(options.search, name) for name in DECIDING},
+    }
+    file = SweepFile.open(options.folder, asked)
+    finished_before = file.finished
+    if finished_before:
+        log.info("sweep %s is already done (choose another --name to sweep anew)", options.name)
+        trials = read_trials(options.folder)
+    else:
+        file, trials = _tracked(options, _draws(options), file)
+    return SweepSummary(options.folder, trials, file.run_id or "", time.perf_counter() - began, finished_before)
+
+
+def _draws(options: SweepOptions) -> list[dict[str, Any]] | None:
+    """All trials of a grid; None where they are drawn one by one."""
+    if options.search.search != "grid":
+        return None
+    draws = [values | settings for values, settings in options.space.grid()]
+    if len(draws) > options.search.samples:
+        raise ConfigError(
+            f"{options.space.where}: the grid has {len(draws)} trials, --samples allows {options.search.samples}. Give "
+            f"--samples {len(draws)}, a --space with fewer choices, or --search random."
+        )
+    return draws
+
+
+def _tracked(
+    options: SweepOptions, draws: list[dict[str, Any]] | None, file: SweepFile
+) -> tuple[SweepFile, list[Trial]]:
+    """Search and publish within an MLflow run, whose children are the trials' runs."""
+    run = tracking.start_run(options.tracking, options.name, file.run_id)
+    try:
+        file = file.started(run.run_id)
+        run.params({name: getattr(options.search, name) for name in DECIDING})
+        run.params({"data": options.data, "space": options.space.where, **flatten(to_dict(options.space.base))})
+        run.provenance(provenance.versions(), provenance.git_state())
+        with session.cluster():
+            concurrent, execution = _share(options, len(draws) if draws else options.search.samples)
+            orders = TrialOrders(options.space, options.data, options.folder, options.tracking, run.run_id, execution)
+            log.info(
+                "sweep %s: %d trials, %d at once, each of %d worker(s) with %g CPUs%s",
+                *(options.name, len(draws) if draws else options.search.samples, concurrent, execution.workers),
+                *(execution.cpus_per_worker, " and 1 GPU" if execution.gpu else ""),
+            )
+            ended = _search(options, draws, concurrent, orders)
+        trials = collect(ended, orders)
+        publish(trials, orders, options.metric, run)
+    except BaseException as error:
+        with suppress(TrackingError):  # which would hide the error that matters
+            close_children(options.tracking, options.folder, "KILLED")
+            run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    close_children(options.tracking, options.folder, "KILLED")  # of trials that Ray Tune forgot in a crash
+    run.end()
+    return file.done(), trials
+
+
+def _share(options: SweepOptions, trials: int) -> tuple[int, Execution]:
+    """How many trials run at once, and what each gets of the cluster.
+
+    Raises `ResourceError` where the cluster, its autoscaler's nodes included, never has room for so many.
+    """
+    execution, most = options.execution, budget.most()
+    room = most["GPU" if execution.gpu else "CPU"] // execution.workers
+    concurrent = options.search.concurrent or max(1, min(trials, int(room)))
+    workers = concurrent * execution.workers
+    cpu = execution.cpus_per_worker or (1.0 if execution.gpu else worker_cpus(workers))
+    gpu = int(execution.gpu)
+    # Where workers take whole CPUs, one more is for reading.
+    reading = int(execution.gpu or execution.cpus_per_worker is not None)
+    what = f"a sweep with {concurrent} trial(s) at once of {execution.workers} worker(s)"
+    remedy = "Give a smaller --concurrent, fewer --workers, or a larger cluster."
+    session.require(workers * cpu + reading, workers * gpu, what, remedy)
+    session.require_places(workers, cpu, gpu, what, remedy)
+    return concurrent, replace(execution, cpus_per_worker=cpu)
+
+
+def _search(
+    options: SweepOptions, draws: list[dict[str, Any]] | None, concurrent: int, orders: TrialOrders
+) -> list[Ended]:
+    """Have Ray Tune run the trials that are left; how all of them ended."""
+    # Trials' drivers stay beside the sweep's, whose autoscaler and SQLite they may have to read. They take no
+    # CPU: those that waited for one could keep their own workers from getting theirs.
+    here = f"node:{ray.util.get_node_ip_address()}"
+    trainable = ray.tune.with_resources(ray.tune.with_parameters(TrialRun, orders=orders), {"cpu": 0, here: 0.001})
+    listener = _Listener(options, len(draws) if draws else options.search.samples)
+    _Callback.hear = listener
+    fs, path = storage.filesystem(storage.join(options.folder, TUNE))
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would end a sweep that is interrupted as if it were done
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # prints tables whatever it is told
+    if ray.tune.Tuner.can_restore(path, storage_filesystem=fs):
+        log.info("sweep %s goes on where it stopped", options.name)
+        tuner = ray.tune.Tuner.restore(
+            path, trainable, resume_errored=options.search.retry_failed, storage_filesystem=fs
+        )
+    else:
+        parent, _, name = path.rpartition("/")
+        tuner = ray.tune.Tuner(
+            trainable,
+            param_space={CHOICE: ray.tune.grid_search(draws)} if draws else {},
+            tune_config=ray.tune.TuneConfig(
+                metric=f"val_{options.metric}",
+                mode="max",
+                num_samples=1 if draws else options.search.samples,
+                search_alg=None if draws else _searcher(options),
+                scheduler=_scheduler(options),
+                max_concurrent_trials=concurrent,
+                time_budget_s=60 * options.search.time_budget if options.search.time_budget else None,
+                trial_name_creator=_trial_id,
+                trial_dirname_creator=_trial_id,
+            ),
+            run_config=ray.tune.RunConfig(
+                name=name,
+                storage_path=parent,
+                storage_filesystem=fs,
+                callbacks=[_Callback()],
+                verbose=0,
+                checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        )
+    tuner.fit()
+    return listener.ended
+
+
+def _trial_id(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+def _searcher(options: SweepOptions) -> OptunaSearch:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    kinds = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+    sampler = kinds[options.search.search](seed=options.search.seed)
+    return OptunaSearch(options.space, metric=f"val_{options.metric}", mode="max", sampler=sampler)
+
+
+def _scheduler(options: SweepOptions) -> FIFOScheduler:
+    if not options.search.asha:
+        return FIFOScheduler()
+    return ASHAScheduler(time_attr=EPOCH, max_t=options.space.base.training.epochs, reduction_factor=3)
+
+
+class _Listener:
+    """Hears of the trials while they run, and in the end how they ended."""
+
+    def __init__(self, options: SweepOptions, total: int) -> None:
+        self._options, self._total = options, total
+        self._began = time.monotonic()
+        self._best: tuple[float, str] | None = None
+        self.ended: list[Ended] = []
+
+    def result(self, trials: Sequence[Any], trial: Any, result: dict[str, Any]) -> None:
+        """An epoch of a trial is done."""
+        value, metric = float(result[f"val_{self._options.metric}"]), self._options.metric
+        self._best = max(filter(None, (self._best, (value, trial.trial_id))))
+        log.info(
+            "trial %s  epoch %d/%d  %s %.4f  (best %.4f of %s)  %s",
+            *(trial.trial_id, result[EPOCH], self._options.space.base.training.epochs, metric, value),
+            *(*self._best, self._count(trials)),
+        )
+
+    def over(self, trials: Sequence[Any], trial: Any, error: bool) -> None:
+        """A trial has ended."""
+        log.info("trial %s %s  %s", trial.trial_id, "failed" if error else "is over", self._count(trials))
+        options = self._options
+        close_children(options.tracking, options.folder, "FAILED" if error else "KILLED", only=trial.trial_id)
+
+    def end(self, trials: Sequence[Any]) -> None:
+        """All trials have ended."""
+        budget_s = 60 * (self._options.search.time_budget or float("inf"))
+        cut = time.monotonic() - self._began >= budget_s
+        for trial in trials:
+            values, _ = drawn(trial.config)
+            failed = trial.status == "ERROR"
+            self.ended.append(Ended(trial.trial_id, values, failed, _brief(trial.get_error()), cut))
+
+    def _count(self, trials: Sequence[Any]) -> str:
+        states = [trial.status for trial in trials]
+        over = sum(state in ("TERMINATED", "ERROR") for state in states)
+        return f"[{over} of {self._total} trials over, {states.count('RUNNING')} running]"
+
+
+def _brief(error: str | None) -> str:
+    """The last line of a traceback, which says what went wrong."""
+    lines = [line for line in (error or "").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else ""
+
+
+class _Callback(ray.tune.Callback):
+    """Tells the sweep of this process. Ray Tune stores its callbacks and brings them back without what they hold."""
+
+    hear: ClassVar[_Listener]
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """See `_Listener`."""
+        self.hear.result(trials, trial, result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """See `_Listener`."""
+        self.hear.over(trials, trial, error=False)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """See `_Listener`."""
+        self.hear.over(trials, trial, error=True)
+
+    def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
+        """See `_Listener`."""
+        self.hear.end(trials)

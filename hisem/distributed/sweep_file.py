@@ -1,0 +1,63 @@
+"""The file that makes a folder a sweep's: what is searched from where, its MLflow run, and whether it is done."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from hisem import storage
+from hisem.config import flatten
+from hisem.errors import ConfigError, StorageError
+
+NAME = "hisem_sweep.json"
+
+
+@dataclass(frozen=True)
+class SweepFile:
+    """`hisem_sweep.json` in the folder of a sweep."""
+
+    folder: str
+    asked: dict[str, Any]
+    """What decides which trials there are: base experiment, space, fingerprints of the data, search."""
+    run_id: str | None = None
+    """The sweep's MLflow run."""
+    finished: bool = False
+
+    @classmethod
+    def open(cls, folder: str, asked: dict[str, Any]) -> SweepFile:
+        """What an earlier call left in `folder`, else a new one that is not written yet.
+
+        Raises `ConfigError` where that call asked for something else, and `StorageError` where the file is damaged.
+        """
+        path = storage.join(folder, NAME)
+        if not storage.exists(path):
+            return cls(folder, asked)
+        try:
+            known = cls(folder, **json.loads(storage.read_bytes(path)))
+        except (ValueError, TypeError) as error:
+            raise StorageError(f"{path}: damaged ({error}). Choose another --name.") from error
+        then, now = flatten(known.asked), flatten(json.loads(json.dumps(asked)))
+        if differ := [key for key in sorted(then | now) if then.get(key) != now.get(key)]:
+            shown = "; ".join(
+                key if key == "space" else f"{key}: {then.get(key)} then, {now.get(key)} now" for key in differ[:5]
+            )
+            raise ConfigError(
+                f"{folder}: a sweep of this name was started otherwise ({shown}). Choose another --name, or give the "
+                "same options to go on with it."
+            )
+        return known
+
+    def started(self, run_id: str) -> SweepFile:
+        """With its MLflow run, written."""
+        return self._written(run_id=run_id)
+
+    def done(self) -> SweepFile:
+        """Written as finished."""
+        return self._written(finished=True)
+
+    def _written(self, **changes: Any) -> SweepFile:
+        new = replace(self, **changes)
+        content = {name: value for name, value in asdict(new).items() if name != "folder"}
+        storage.write_bytes(storage.join(self.folder, NAME), json.dumps(content, indent=1).encode())
+        return new
