@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import time
@@ -100,10 +101,11 @@ def sweep(options: SweepOptions) -> SweepSummary:
         **{name: getattr(options.search, name) for name in DECIDING},
     }
     file = SweepFile.open(options.folder, asked)
-    finished_before = file.finished
+    trials = read_trials(options.folder) if file.finished else []
+    again = options.search.retry_failed and any(trial.status == "failed" for trial in trials)
+    finished_before = file.finished and not again
     if finished_before:
         log.info("sweep %s is already done (choose another --name to sweep anew)", options.name)
-        trials = read_trials(options.folder)
     else:
         file, trials = _tracked(options, _draws(options), file)
     return SweepSummary(options.folder, trials, file.run_id or "", time.perf_counter() - began, finished_before)
@@ -247,6 +249,8 @@ class _Listener:
         self._options, self._total = options, total
         self._began = time.monotonic()
         self._best: tuple[float, str] | None = None
+        self._cut: set[str] = set()
+        """Trials that ended when the sweep's time was over."""
         self.ended: list[Ended] = []
 
     def result(self, trials: Sequence[Any], trial: Any, result: dict[str, Any]) -> None:
@@ -263,15 +267,16 @@ class _Listener:
         """A trial has ended."""
         log.info("trial %s %s  %s", trial.trial_id, "failed" if error else "is over", self._count(trials))
         options = self._options
+        if time.monotonic() - self._began >= 60 * (options.search.time_budget or math.inf):
+            self._cut.add(trial.trial_id)
         close_children(options.tracking, options.folder, "FAILED" if error else "KILLED", only=trial.trial_id)
 
     def end(self, trials: Sequence[Any]) -> None:
         """All trials have ended."""
-        budget_s = 60 * (self._options.search.time_budget or float("inf"))
-        cut = time.monotonic() - self._began >= budget_s
         for trial in trials:
             values, _ = drawn(trial.config)
             failed = trial.status == "ERROR"
+            cut = trial.trial_id in self._cut
             self.ended.append(Ended(trial.trial_id, values, failed, _brief(trial.get_error()), cut))
 
     def _count(self, trials: Sequence[Any]) -> str:

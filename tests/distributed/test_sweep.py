@@ -166,6 +166,14 @@ def test_a_sweep_that_is_done_shows_the_same_trials(swept: Sweep) -> None:
     assert again.trials == swept.summary.trials
 
 
+def test_trials_that_failed_are_run_again_when_asked_for(swept: Sweep) -> None:
+    again = sweep(replace(swept.options, search=replace(swept.options.search, retry_failed=True)))
+    assert not again.finished_before
+    assert [(t.name, t.status, t.metrics) for t in again.trials] == [
+        (t.name, t.status, t.metrics) for t in swept.summary.trials
+    ]
+
+
 def test_another_sweep_of_the_same_name_is_refused(swept: Sweep, tmp_path: Path) -> None:
     other = replace(swept.options, space=space(tmp_path, GRID.replace("[2, 5]", "[2, 4]")))
     with pytest.raises(ConfigError, match=r"started otherwise \(space\)"):
