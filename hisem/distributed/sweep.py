@@ -273,7 +273,7 @@ class _Listener:
 
     def end(self, trials: Sequence[Any]) -> None:
         """All trials have ended."""
-        for trial in trials:
+        for trial in sorted(trials, key=_trial_id):  # Ray Tune brings them back in another order
             values, _ = drawn(trial.config)
             failed = trial.status == "ERROR"
             cut = trial.trial_id in self._cut
