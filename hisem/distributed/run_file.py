@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,12 @@ from hisem.model import bundle
 from hisem.training.recipe import Experiment
 
 NAME = "hisem_run.json"
+
+
+def require_name(name: str) -> None:
+    """Raise `ConfigError` where `name`, of a run or a sweep, cannot be that of a folder on any storage."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ConfigError(f"name is {name!r}: letters, digits, '.', '_' and '-' only; it names a folder.")
 
 
 @dataclass(frozen=True)

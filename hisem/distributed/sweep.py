@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,6 +21,7 @@ from hisem.config import flatten, to_dict
 from hisem.distributed import budget, session
 from hisem.distributed.dataset import read_splits
 from hisem.distributed.fit import worker_cpus
+from hisem.distributed.run_file import require_name
 from hisem.distributed.sweep_file import SweepFile
 from hisem.distributed.sweep_results import Ended, close_children, collect, publish, read_trials
 from hisem.distributed.trial import CHOICE, EPOCH, TrialOrders, TrialRun, drawn
@@ -60,8 +60,7 @@ class SweepOptions:
     """Processes of each trial."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise ConfigError(f"name is {self.name!r}: letters, digits, '.', '_' and '-' only; it names a folder.")
+        require_name(self.name)
 
     @property
     def folder(self) -> str:

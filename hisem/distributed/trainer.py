@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from hisem.distributed import session
 from hisem.distributed.dataset import Split, read_splits
 from hisem.distributed.fit import Job, fit
 from hisem.distributed.publishing import publish
-from hisem.distributed.run_file import RunFile
+from hisem.distributed.run_file import RunFile, require_name
 from hisem.errors import ConfigError, StoppedError, TrackingError
 from hisem.model.hisem import HiSem
 from hisem.model.warm_start import require_fit
@@ -53,8 +52,7 @@ class TrainOptions:
     """MLflow run that this one is a child of."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise ConfigError(f"name is {self.name!r}: letters, digits, '.', '_' and '-' only; it names a folder.")
+        require_name(self.name)
 
     @property
     def folder(self) -> str:
