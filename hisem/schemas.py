@@ -83,9 +83,13 @@ SHARD = pa.schema(
 """A tile with its pixels (PNG, uint8 RGB) and references. `status` is ok, skipped or failed; the valid
 fractions lie in [0, 1]; shifts are in pixels."""
 
+BOUNDS = pa.struct([(name, pa.float64()) for name in ("xmin", "ymin", "xmax", "ymax")])
+"""West, south, east and north in degrees: GeoParquet's covering, by which readers skip row groups."""
+
 CAPTION = pa.schema(
     [
         *INDEX,
+        pa.field("bbox", BOUNDS),
         *QUALITY_FIELDS,
         pa.field("caption", pa.string()),
         pa.field("changed", pa.bool_()),
@@ -100,7 +104,12 @@ CAPTION = pa.schema(
         pa.field("captioned_at", TIMESTAMP, nullable=False),
     ]
 )
-"""One row a tile and model. The key is (`tile_id`, `model_digest`)."""
+"""One row a tile and model. The key is (`tile_id`, `model_digest`). `bbox` is of `geometry`; `change_bbox` holds west,
+south, east and north (smallest x, smallest y, largest x, largest y) of the change in the tile's own CRS; `change_map`
+is row by row."""
+
+STAGED = pa.schema([*CAPTION, pa.field("before_thumbnail", pa.binary()), pa.field("after_thumbnail", pa.binary())])
+"""Rows on their way to the table, with small pictures (JPEG) of changed tiles for the page of the night."""
 
 OK, SKIPPED, FAILED = "ok", "skipped", "failed"
 STATUSES = (OK, SKIPPED, FAILED)
