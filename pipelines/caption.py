@@ -9,12 +9,11 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from hisem import cli, storage
 from hisem.archive.options import DEFAULTS, ReadOptions
-
-SHARED = ("reading", "beam", "batch_size", "captioners", "gpu", "precision", "compile")
+from hisem.captions.options import GREEDY, Captioning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +29,7 @@ class Options(cli.Common):
     tile_size: int | None = None
     """Side of a tile in pixels (default: 256, or the demo archive's 64)."""
     reading: Annotated[ReadOptions, cli.FLAT] = DEFAULTS
-    beam: int = 1
-    """Beam width; 1 is greedy."""
-    batch_size: int = 32
-    """Tiles per forward pass."""
-    captioners: int = 1
-    """Captioning actors; on CPUs they share the cores."""
-    gpu: bool = False
-    """Give each captioner one GPU."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """Arithmetic: bf16 for a GPU."""
-    compile: bool = False
-    """Compile the model: faster after a first batch that takes minutes."""
+    captioning: Annotated[Captioning, cli.FLAT] = GREEDY
     dry_run: bool = False
     """Say what is to do and how long it may take, by captioning a sample; write nothing to the output."""
     tracking: str | None = None
@@ -62,7 +50,8 @@ def main(options: Options) -> int:
             options.model or default_model(options.tracking),
             storage.absolute(options.output),
             tile_size=options.tile_size or (256 if options.catalog else 64),
-            **{name: getattr(options, name) for name in SHARED},
+            reading=options.reading,
+            **vars(options.captioning),
             tracking_uri=options.tracking,
             scratch=Path(scratch),
         )

@@ -9,7 +9,7 @@ import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -28,6 +28,52 @@ from hisem.schemas import CATALOGUE
 TABLES = (".parquet", ".csv")
 LEFT_OUT = pa.schema([(name, pa.string()) for name in ("id", "collection", "reason", "detail", "where")])
 """The table of what was left out: `reason` is one of `acquisitions.Reason`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRequest:
+    """What to pair, as a person says it: the flags that pairing and captioning share."""
+
+    assets: tuple[str, ...] = ()
+    """Names of the assets with the pixels, or patterns ('tile_*'): pieces of one mosaic, not bands. Default: the asset
+    named visual, else the only one with role visual, else the only one with role data, else the only asset."""
+    mask_asset: str | None = None
+    """Name of the asset whose non-zero pixels are clouds or otherwise invalid."""
+    min_overlap: float = PairingConfig.min_overlap
+    """Fraction of the newer footprint that the older one covers."""
+    min_days: float = PairingConfig.min_days
+    """Least days between the two dates."""
+    max_days: float = PairingConfig.max_days
+    """Most days between the two dates."""
+    max_cloud: float = PairingConfig.max_cloud
+    """Most clouds on either date, in percent; where the cloud cover is unknown, it passes."""
+    across_collections: bool = False
+    """Also pair acquisitions of different collections."""
+    since: str | None = None
+    """Find predecessors only for acquisitions taken from then on: a date, an ISO 8601 time, or yesterday (UTC)."""
+    collections: tuple[str, ...] = ()
+    """Collections to ask a STAC API for. Its items are asked for from --since less --max-days on."""
+    bbox: tuple[float, float, float, float] | None = None
+    """West, south, east and north in degrees, to ask a STAC API for."""
+
+    def changed(self) -> dict[str, Any]:
+        """The options that are not the default."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
+
+    def config(self, now: datetime) -> PairingConfig:
+        """What makes a pair, `yesterday` seen from `now`. Raises `ConfigError` for limits that make no sense."""
+        return PairingConfig(
+            min_overlap=self.min_overlap,
+            min_days=self.min_days,
+            max_days=self.max_days,
+            max_cloud=self.max_cloud,
+            across_collections=self.across_collections,
+            since=None if self.since is None else parsed_since(self.since, now),
+        )
+
+
+WHOLE_ARCHIVE = PairRequest()
+"""All acquisitions, by the default limits."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +102,17 @@ class Summary:
         """How many were left out for each reason, the most frequent first."""
         return dict(Counter(str(one.reason) for one in self.left_out).most_common())
 
+    def rows(self) -> dict[str, object]:
+        """What a person is told: what, how much."""
+        return {
+            "acquisitions": self.acquisitions,
+            "identical copies": self.copies,
+            "cloud cover unknown": self.unknown_cloud,
+            "before --since": self.older,
+            "pairs": self.pairs,
+            **{f"left out: {reason}": count for reason, count in self.reasons.items()},
+        }
+
 
 @dataclass(frozen=True)
 class Pairing:
@@ -68,27 +125,21 @@ class Pairing:
     """Acquisitions before `since`."""
 
 
-def pair_archive(
-    items: str,
-    output: str,
-    config: PairingConfig,
-    assets: AssetChoice | None = None,
-    collections: tuple[str, ...] = (),
-    bbox: tuple[float, float, float, float] | None = None,
-) -> Summary:
+def pair_archive(items: str, output: str, request: PairRequest, now: datetime) -> Summary:
     """Read acquisitions, pair them, and write the catalogue `output` and, beside it, `<stem>.left_out.csv`.
 
-    `items` is a table of footprints (`.parquet`, `.csv`), the address of a STAC API (`http`, with
-    `collections` and `bbox` in degrees: west, south, east, north), or a file or folder of STAC items.
+    `items` is a table of footprints (`.parquet`, `.csv`), the address of a STAC API (`http`), or a file or
+    folder of STAC items.
 
-    Raises `ConfigError` for options that do not go with `items`; `CatalogueError`, `AcquisitionsError` and
-    `StorageError` where something cannot be read or written as a whole.
+    Raises `ConfigError` for a request that makes no sense or does not go with `items`; `CatalogueError`,
+    `AcquisitionsError` and `StorageError` where something cannot be read or written as a whole.
     """
     items, output = storage.absolute(items), storage.absolute(output)
     catalogue_suffix(output)
     if items == output:
         raise ConfigError(f"output is {output}, which holds the items; name another file.")
-    reading = _reading(items, config, assets or AssetChoice(), collections, bbox)
+    config = request.config(now)
+    reading = _reading(items, request, config)
     pairing = pair_acquisitions(reading.acquisitions, config)
     left_out = [*reading.unusable, *pairing.left_out]
     write_catalogue(pairing.catalogue, output)
@@ -109,18 +160,13 @@ def pair_archive(
     )
 
 
-def _reading(
-    items: str,
-    config: PairingConfig,
-    assets: AssetChoice,
-    collections: tuple[str, ...],
-    bbox: tuple[float, float, float, float] | None,
-) -> Reading:
+def _reading(items: str, request: PairRequest, config: PairingConfig) -> Reading:
     """The acquisitions behind `items`, read by what it is."""
+    assets = AssetChoice(request.assets, request.mask_asset)
     if items.startswith(("http://", "https://")):
         earliest = config.since and config.since - timedelta(days=config.max_days)
-        return search_items(items, ApiSearch(collections, bbox, earliest), assets)
-    if collections or bbox:
+        return search_items(items, ApiSearch(request.collections, request.bbox, earliest), assets)
+    if request.collections or request.bbox:
         raise ConfigError(f"collections and bbox are what a STAC API is asked for; {items} is read as a whole.")
     if not items.lower().endswith(TABLES):
         return read_items(items, assets)

@@ -18,7 +18,7 @@ from hisem import storage
 from hisem.archive.acquisitions import Acquisition, Reason
 from hisem.archive.catalogue import SAFE_ID, read_catalogue
 from hisem.archive.footprints import repaired
-from hisem.archive.pairing import pair_acquisitions, pair_archive, pair_id, parsed_since
+from hisem.archive.pairing import WHOLE_ARCHIVE, PairRequest, pair_acquisitions, pair_archive, pair_id, parsed_since
 from hisem.archive.predecessors import PairingConfig
 from hisem.archive.stac import AssetChoice
 from hisem.errors import AcquisitionsError, CatalogueError, ConfigError, HisemError
@@ -26,6 +26,7 @@ from hisem.schemas import CATALOGUE
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 WIDE = PairingConfig(min_overlap=0.5, min_days=0, max_days=1000, max_cloud=100)
+ANY = PairRequest(min_overlap=0.5, min_days=0, max_days=1000, max_cloud=100)
 
 
 def acquisition(
@@ -339,6 +340,20 @@ def test_since_that_is_no_time() -> None:
         parsed_since("tomorrow", START)
 
 
+def test_a_request_says_what_makes_a_pair() -> None:
+    limits: dict[str, Any] = {
+        "min_overlap": 0.3,
+        "min_days": 1.0,
+        "max_days": 9.0,
+        "max_cloud": 5.0,
+        "across_collections": True,
+    }
+    request = PairRequest(**limits, since="yesterday", assets=("x",))
+    assert request.config(START + timedelta(days=1)) == PairingConfig(**limits, since=START)
+    assert request.changed() == {"assets": ("x",), **limits, "since": "yesterday"}
+    assert (WHOLE_ARCHIVE.config(START), WHOLE_ARCHIVE.changed()) == (PairingConfig(), {})
+
+
 def item(name: str, day: int, **changes: Any) -> dict[str, Any]:
     return {
         "type": "Feature",
@@ -373,14 +388,14 @@ def test_the_same_items_in_any_order_give_the_same_bytes(tmp_path: Path, suffix:
     for seed in range(3):
         random.Random(seed).shuffle(items)
         uri = write_items(tmp_path / "items.json", *items)
-        summary = pair_archive(uri, f"{tmp_path}/{seed}/c.{suffix}", WIDE)
+        summary = pair_archive(uri, f"{tmp_path}/{seed}/c.{suffix}", ANY, START)
         written.add(tuple(storage.read_bytes(file) for file in (summary.output, summary.left_out_table)))
     assert len(written) == 1
 
 
 def test_from_items_to_a_catalogue_that_reads_back(tmp_path: Path) -> None:
     uri = write_items(tmp_path / "in" / "items.json", item("a", 0), item("b", 40), item("lost", 1, geometry=None))
-    summary = pair_archive(uri, f"{tmp_path}/out/pairs.parquet", PairingConfig(), AssetChoice(mask="cloud"))
+    summary = pair_archive(uri, f"{tmp_path}/out/pairs.parquet", PairRequest(mask_asset="cloud"), START)
     (row,) = read_catalogue(summary.output).to_pylist()
     assert (row["before"], row["after"]) == ([f"{tmp_path}/in/a.tif"], [f"{tmp_path}/in/b.tif"])
     assert (row["before_mask"], row["after_mask"]) == ([f"{tmp_path}/in/a_cloud.tif"], [f"{tmp_path}/in/b_cloud.tif"])
@@ -402,10 +417,10 @@ def test_from_items_to_a_catalogue_that_reads_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
 def test_no_pairs_are_an_empty_catalogue_in_place_of_the_old(tmp_path: Path, suffix: str) -> None:
     output = f"{tmp_path}/pairs.{suffix}"
-    pair_archive(write_items(tmp_path / "items.json", item("a", 0), item("b", 40)), output, WIDE)
+    pair_archive(write_items(tmp_path / "items.json", item("a", 0), item("b", 40)), output, ANY, START)
     assert read_catalogue(output).num_rows == 1
     for items in ([item("a", 0)], []):
-        summary = pair_archive(write_items(tmp_path / "items.json", *items), output, WIDE)
+        summary = pair_archive(write_items(tmp_path / "items.json", *items), output, ANY, START)
         assert (summary.pairs, summary.acquisitions) == (0, len(items))
         with pytest.raises(CatalogueError, match="no pairs found"):
             read_catalogue(output)
@@ -419,7 +434,7 @@ def test_a_table_of_footprints(tmp_path: Path) -> None:
         'a,2024-01-01,"POLYGON ((0 0, 1 0, 1 1, 0 1, 0 0))",a.tif\n'
         'b,2024-06-01,"POLYGON ((0 0, 1 0, 1 1, 0 1, 0 0))",b.tif\n'
     )
-    summary = pair_archive(str(table), f"{tmp_path}/pairs.csv", PairingConfig())
+    summary = pair_archive(str(table), f"{tmp_path}/pairs.csv", WHOLE_ARCHIVE, START)
     (row,) = read_catalogue(summary.output).to_pylist()
     assert (row["before"], row["after"]) == ([f"{tmp_path}/a.tif"], [f"{tmp_path}/b.tif"])
     assert summary.unknown_cloud == 2
@@ -432,8 +447,8 @@ def test_a_table_of_footprints(tmp_path: Path) -> None:
         ("t.csv", "t.csv", {}, ConfigError, "which holds the items; name another file"),
         ("items.json", "p.csv", {"collections": ("c",)}, ConfigError, "what a STAC API is asked for"),
         ("items.json", "p.csv", {"bbox": (0, 0, 1, 1)}, ConfigError, "what a STAC API is asked for"),
-        ("t.csv", "p.csv", {"assets": AssetChoice(("visual",))}, ConfigError, "names its rasters in columns"),
-        ("t.parquet", "p.csv", {"assets": AssetChoice(mask="cloud")}, ConfigError, "names its rasters in columns"),
+        ("t.csv", "p.csv", {"assets": ("visual",)}, ConfigError, "names its rasters in columns"),
+        ("t.parquet", "p.csv", {"mask_asset": "cloud"}, ConfigError, "names its rasters in columns"),
         ("https://127.0.0.1:1/api", "p.csv", {}, ConfigError, "--collections"),
         ("", "p.csv", {}, AcquisitionsError, "no STAC items in this folder"),
     ],
@@ -443,7 +458,7 @@ def test_what_does_not_go_together_is_told_before_anything_is_written(
 ) -> None:
     uri = items if "://" in items else str(tmp_path / items)
     with pytest.raises(error, match=told):
-        pair_archive(uri, f"{tmp_path}/{output}", WIDE, **options)
+        pair_archive(uri, f"{tmp_path}/{output}", replace(ANY, **options), START)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -455,9 +470,9 @@ def test_an_api_is_asked_from_the_earliest_predecessor_on(monkeypatch: pytest.Mo
         raise AcquisitionsError("asked")
 
     monkeypatch.setattr("hisem.archive.pairing.search_items", search_items)
-    config = PairingConfig(max_days=31, since=START)
+    request = PairRequest(max_days=31, since="yesterday", collections=("c",), bbox=(1, 2, 3, 4))
     with pytest.raises(AcquisitionsError, match="asked"):
-        pair_archive("https://host/api/", f"{tmp_path}/p.csv", config, collections=("c",), bbox=(1, 2, 3, 4))
+        pair_archive("https://host/api/", f"{tmp_path}/p.csv", request, START + timedelta(days=1, hours=3))
     ((url, search),) = asked
     assert url == "https://host/api"
     assert (search.collections, search.bbox, search.earliest) == (("c",), (1, 2, 3, 4), START - timedelta(days=31))

@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ from hisem.archive.gdal import gdal_env
 from hisem.archive.grid import Window, windows
 from hisem.archive.index import index_pair
 from hisem.archive.options import ReadOptions
-from hisem.archive.pairing import pair_archive
-from hisem.archive.predecessors import PairingConfig
+from hisem.archive.pairing import PairRequest, pair_archive
 from hisem.archive.raster import open_raster
 from hisem.archive.reader import PairReader
 from hisem.archive.tiles import read_tiles
@@ -312,7 +312,9 @@ def test_stac_items_in_a_bucket_are_paired_into_a_catalogue_there(
             "assets": {"visual": {"href": "./scene.tif"}},
         }
         storage.write_bytes(f"{bucket}/items/{year}/item.json", json.dumps(item).encode())
-    summary = pair_archive(f"{bucket}/items", f"{bucket}/out/pairs.parquet", PairingConfig(max_days=500))
+    summary = pair_archive(
+        f"{bucket}/items", f"{bucket}/out/pairs.parquet", PairRequest(max_days=500), datetime.now(UTC)
+    )
     assert (summary.pairs, summary.acquisitions) == (1, 2)
     (pair,) = read_catalogue(f"{bucket}/out/pairs.parquet").to_pylist()
     assert pair["before"] == [f"{bucket}/items/2024/scene.tif"]
