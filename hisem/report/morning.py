@@ -55,7 +55,9 @@ def render_morning(rows: pa.Table, title: str, summary: Mapping[str, object], re
     """
     rows = _ordered(conform(rows, STAGED, "the page of the night"))
     shown = rows.slice(0, MAX_TILES)
+    columns = _columns(shown)
     places, pictures, unpictured = _pictures(shown)
+    notes = _notes(rows, len(shown), columns["places"].count(None), unpictured)
     style = _asset("style.css")
     script = '"use strict";\n' + "\n".join(_asset(f"{name}.js") for name in _SCRIPTS)
     fillings = {
@@ -66,8 +68,8 @@ def render_morning(rows: pa.Table, title: str, summary: Mapping[str, object], re
         "script": script,
         "remarks": "\n".join(f'<p class="remark">{escape(remark)}</p>' for remark in remarks),
         "summary": _summary(summary),
-        "notes": "\n".join(f'<p class="note">{escape(note)}</p>' for note in _notes(rows, shown, unpictured)),
-        "data": _json({**_columns(shown), **places}),
+        "notes": f'<p class="note">{escape(" ".join(notes))}</p>',
+        "data": _json(columns | places),
         "pictures": _json(pictures),
     }
     # In one go: what is filled in may hold braces itself.
@@ -164,22 +166,21 @@ def _pictures(rows: pa.Table) -> tuple[dict[str, list[int]], list[str], int]:
     return places, pictures, unpictured
 
 
-def _notes(rows: pa.Table, shown: pa.Table, unpictured: int) -> list[str]:
-    """What the page leaves out or shows otherwise than one would think."""
+def _notes(rows: pa.Table, shown: int, placeless: int, unpictured: int) -> list[str]:
+    """What the page leaves out of all `rows`, or shows otherwise than one would think."""
     notes = []
-    if len(rows) > len(shown):
-        kinds = rows.column("kind").slice(len(shown)).to_pylist()
+    if len(rows) > shown:
+        kinds = rows.column("kind").slice(shown).to_pylist()
         counts = [f"{kinds.count(kind):,} {name}" for kind, name in enumerate(KINDS) if kind in kinds]
         notes.append(
-            f"This page has {len(shown):,} of {len(rows):,} tiles. Left out are {_listed(counts)}: "
+            f"This page has {shown:,} of {len(rows):,} tiles. Left out are {_listed(counts)}: "
             "the captions table has them."
         )
     if unpictured:
-        notes.append(f"To keep the page small, {unpictured:,} tile(s) are without their pictures: the least probable.")
-    placeless = pc.sum(pc.is_null(shown.column("geometry"))).as_py() or 0
+        notes.append(f"Left out are the pictures of {unpictured:,} tile(s), the least probable changes.")
     if placeless:
-        share = "No tile has" if placeless == len(shown) else f"{placeless:,} tile(s) have"
-        notes.append(f"{share} a place on Earth: the map shows them as a grid instead.")
+        which = "The tiles" if placeless == shown else f"{placeless:,} tile(s)"
+        notes.append(f"{which} have no place on Earth: the map shows them as a grid instead.")
     return notes
 
 
@@ -191,10 +192,11 @@ def _summary(summary: Mapping[str, object]) -> str:
     figures = [f"<div><dt>{escape(name)}</dt><dd>{escape(_said(value))}</dd></div>" for name, value in summary.items()]
     first, others = "\n".join(figures[:_FIGURES]), "\n".join(figures[_FIGURES:])
     strip = f'<dl class="figures">{first}</dl>' if first else ""
-    if not others:
-        return strip
-    more = f"<summary>{len(figures) - _FIGURES} more figures</summary>"
-    return f'{strip}\n<details>{more}<dl class="figures">{others}</dl></details>'
+    if others:
+        strip += (
+            f'\n<details><summary>{len(figures) - _FIGURES} more</summary><dl class="figures">{others}</dl></details>'
+        )
+    return f'<div class="strip">{strip}</div>'
 
 
 def _said(value: object) -> str:

@@ -85,8 +85,8 @@ function facts(tile) {
   ];
 }
 
-/** Fill the panel; `step` goes on in the list. */
-function showDetail(panel, tile, place, count, step) {
+/** Fill the panel; `step` goes on in the list, `approach` shows the tile on the map. */
+function showDetail(panel, tile, place, count, step, approach) {
   if (tile === null) {
     panel.replaceChildren(element("p", { className: "empty" }, "Choose a tile on the map or in the list."));
     return;
@@ -96,6 +96,8 @@ function showDetail(panel, tile, place, count, step) {
   const forth = element("button", { type: "button", id: "step-forth", disabled: place < 0 || place >= count - 1 }, "next ›");
   back.addEventListener("click", () => step(place - 1));
   forth.addEventListener("click", () => step(place + 1));
+  const near = element("button", { type: "button", id: "approach" }, "show on map");
+  near.addEventListener("click", () => approach(tile));
   const kind = KINDS[data.kind[tile]];
   const known = facts(tile).filter(([, value]) => value !== null);
   panel.replaceChildren(
@@ -104,6 +106,7 @@ function showDetail(panel, tile, place, count, step) {
     element("h2", { id: "headline", "aria-live": "polite" }, headline(tile)),
     compare(tile),
     element("dl", null, ...known.flatMap(([name, value]) => [element("dt", null, name), element("dd", null, value)])),
+    near,
   );
   panel.scrollTop = 0;
   if (held) document.getElementById(held)?.focus();

@@ -147,6 +147,7 @@ function drawGraticule(context, screen, colours) {
       const at = Math.round(across ? screen.x(count * step) : screen.y(count * step)) + 0.5;
       context.moveTo(across ? at : 0, across ? 0 : at);
       context.lineTo(across ? at : screen.width, across ? screen.height : at);
+      if (!across && at > screen.height - 48) continue; // the scale's place
       labels.push([degrees(count * step, step, across ? "EW" : "NS"), across ? at + 3 : 4, across ? screen.height - 5 : at - 4]);
     }
   }

@@ -15,15 +15,17 @@ function makeList(pick) {
 
   function row(tile) {
     const source = picture("after", tile) ?? picture("before", tile);
-    const key = element("i", { className: `key ${KINDS[data.kind[tile]]}` });
+    const kind = KINDS[data.kind[tile]];
+    const key = () => element("i", { className: `key ${kind}`, role: "img", "aria-label": kind, title: kind });
     const p = data.change_probability[tile];
     return element("li", null, element(
       "button", { type: "button", "data-tile": tile, "aria-current": String(tile === selected) },
-      source ? element("img", { src: source, alt: "", loading: "lazy", width: 52, height: 52 }) : element("span", { className: "blank" }, key),
+      source ? element("img", { src: source, alt: "", loading: "lazy", width: 52, height: 52 }) : element("span", { className: "blank" }, element("i", { className: `key ${kind}` })),
       element("span", null,
         element("span", { className: "said" }, headline(tile)),
         element("span", { className: "under" },
-          element("span", null, KINDS[data.kind[tile]] + (p === null ? "" : ` ${probability(p)}`)),
+          key(),
+          element("span", { title: "p(changed)" }, p === null ? kind : probability(p)),
           element("span", null, dayOf(tile)),
           element("span", { title: data.tile_id[tile] }, element("bdi", null, data.tile_id[tile]))),
       ),

@@ -19,7 +19,22 @@ function choose(tile) {
   list.select(tile);
   map.select(tile);
   const place = result.shown.indexOf(tile);
-  showDetail($("detail"), tile, place, result.shown.length, (to) => choose(result.shown[to]));
+  showDetail($("detail"), tile, place, result.shown.length, (to) => choose(result.shown[to]), approach);
+}
+
+function turnTo(wanted) {
+  layer = wanted;
+  map.turnTo(layer);
+  $("layer-map").setAttribute("aria-pressed", String(layer === layers[0]));
+  $("layer-grid").setAttribute("aria-pressed", String(layer !== layers[0]));
+  counts();
+}
+
+function approach(tile) {
+  const home = layers.find((one) => one.where.has(tile));
+  if (home !== layer) turnTo(home);
+  map.approach(tile);
+  $("map").scrollIntoView({ block: "nearest" });
 }
 
 function chips() {
@@ -85,13 +100,7 @@ $("zoom-in").addEventListener("click", () => map.zoom(1.6));
 $("zoom-out").addEventListener("click", () => map.zoom(1 / 1.6));
 $("zoom-fit").addEventListener("click", () => map.fitShown());
 $("layers").hidden = layers.length < 2;
-["layer-map", "layer-grid"].forEach((id, at) => $(id).addEventListener("click", () => {
-  layer = layers[at];
-  map.turnTo(layer);
-  $("layer-map").setAttribute("aria-pressed", String(at === 0));
-  $("layer-grid").setAttribute("aria-pressed", String(at === 1));
-  counts();
-}));
+["layer-map", "layer-grid"].forEach((id, at) => $(id).addEventListener("click", () => turnTo(layers[at])));
 if (!tiles) $("map-count").textContent = "no tiles";
 readFilters(); // a browser may keep what was typed before the page was loaded anew
 apply();

@@ -1,7 +1,7 @@
 // The map: a view on a layer (longitude and latitude, or a grid's columns and rows), moved by hand.
 const CLOSEST = 0.7; // of the map's height that one tile may fill
 
-/** `pick` is called with the tiles under a click, uppermost first; `changed` after each drawing. */
+/** `pick` is called with the tiles under a click, uppermost first; `tip` says what is under the pointer. */
 function makeMap(canvas, layers, pick, tip) {
   const context = canvas.getContext("2d");
   let [width, height] = [0, 0];
@@ -22,6 +22,7 @@ function makeMap(canvas, layers, pick, tip) {
     return box;
   };
 
+  const middle = (at) => [0, 1].map((k) => (layer.boxes[at * 4 + k] + layer.boxes[at * 4 + k + 2]) / 2);
   const closest = () => (CLOSEST * height) / layer.size;
 
   /** Show the box, but nothing closer than a tile and its neighbours. */
@@ -134,12 +135,20 @@ function makeMap(canvas, layers, pick, tip) {
       draw();
       return layer.members.reduce((count, tile) => count + mask[tile], 0);
     },
+    /** Come so close to a tile that its picture shows. */
+    approach(tile) {
+      const at = layer.where.get(tile);
+      if (at === undefined || !layer.view) return;
+      const [x, y] = middle(at);
+      Object.assign(layer.view, { x, y, k: closest() / 4 });
+      draw();
+    },
     /** Mark a tile, and move there if it is out of sight. */
     select(tile) {
       selected = tile;
       const at = layer.where.get(tile);
       if (at !== undefined && layer.view) {
-        const [x, y] = [0, 1].map((k) => (layer.boxes[at * 4 + k] + layer.boxes[at * 4 + k + 2]) / 2);
+        const [x, y] = middle(at);
         const [west, south, east, north] = screen().bounds;
         if (x < west || x > east || y < south || y > north) Object.assign(layer.view, { x, y });
       }
