@@ -73,7 +73,10 @@ def night(tiles: int, seed: int = 0) -> pa.Table:
         if sort < 0.02:
             values |= dict.fromkeys(("caption", "changed", "change_probability")) | {"status": "skipped"}
         elif sort < 0.04:
-            values |= dict.fromkeys(("caption", "changed", "change_probability")) | {"status": "failed", "error": "torn"}
+            values |= dict.fromkeys(("caption", "changed", "change_probability")) | {
+                "status": "failed",
+                "error": "torn",
+            }
         elif sort < 0.2:
             noun, verb, where = (str(chance.choice(words)) for words in (NOUNS, VERBS, PLACES))
             values |= {"caption": f"A {noun} {verb} {where}", "changed": True, "caption_logprob": -4.5}

@@ -68,18 +68,18 @@ function makeList(pick) {
       page = 0;
       render();
     },
-    /** Mark a tile and turn to its page. */
-    select(tile) {
+    /** Mark a tile, and turn to its page if it is to be seen. */
+    select(tile, seen) {
       selected = tile;
       const place = shown.indexOf(tile);
-      if (place >= 0 && Math.floor(place / PAGE) !== page) {
+      if (seen && place >= 0 && Math.floor(place / PAGE) !== page) {
         page = Math.floor(place / PAGE);
         render();
       }
       for (const button of list.querySelectorAll("button")) {
         const current = Number(button.dataset.tile) === tile;
         button.setAttribute("aria-current", String(current));
-        if (!current) continue;
+        if (!current || !seen) continue;
         const [box, around] = [button.getBoundingClientRect(), list.getBoundingClientRect()];
         if (box.top < around.top || box.bottom > around.bottom) list.scrollTop += box.top - around.top - around.height / 3;
       }

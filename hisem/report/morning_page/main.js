@@ -14,9 +14,9 @@ let layer = layers[0];
 const list = makeList(choose);
 const map = makeMap($("map"), layers, (hits) => hits.length && choose(hits[(hits.indexOf(chosen) + 1) % hits.length]), $("tip"));
 
-function choose(tile) {
+function choose(tile, seen = true) {
   chosen = tile;
-  list.select(tile);
+  list.select(tile, seen);
   map.select(tile);
   const place = result.shown.indexOf(tile);
   showDetail($("detail"), tile, place, result.shown.length, (to) => choose(result.shown[to]), approach);
@@ -71,26 +71,29 @@ function apply() {
   list.show(result.shown);
   chips();
   counts();
-  if (chosen === null || !result.mask[chosen]) choose(result.shown[0] ?? null);
-  else choose(chosen);
+  choose(chosen !== null && result.mask[chosen] ? chosen : (result.shown[0] ?? null), false);
 }
 
+const asked = () => JSON.stringify({ ...filter, kinds: [...filter.kinds] });
+
+/** Take the fields over; whether any has changed. */
 function readFilters() {
+  const before = asked();
   filter.words = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
   filter.kinds = new Set([...document.getElementsByName("kind")].filter((box) => box.checked).map((box) => Number(box.value)));
   filter.day = $("date").value;
   filter.minimal = Number($("minimal").value);
   filter.pair = $("pair").value.trim();
   $("minimal-said").textContent = filter.minimal.toFixed(2);
+  return asked() !== before;
 }
 
 $("date").append(...[...new Set(DAYS)].sort().map((day) => element("option", { value: day }, day)));
 $("pairs").append(...data.pair_id.values.slice(0, 1000).map((pair) => element("option", { value: pair })));
 $("filters").addEventListener("submit", (event) => event.preventDefault());
-$("filters").addEventListener("input", () => {
-  readFilters();
-  apply();
-});
+for (const event of ["input", "change"]) { // not all browsers tell both of all fields
+  $("filters").addEventListener(event, () => readFilters() && apply());
+}
 $("filters").addEventListener("reset", () => setTimeout(() => {
   filter.caption = null;
   readFilters();
