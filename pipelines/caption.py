@@ -1,7 +1,7 @@
 """Caption an archive: one row per tile in a Parquet table, whatever happened to the tile.
 
-Tiles that this model has captioned already are left out. Without --catalog the demo archive is used, and
-without --model the model that the demo trains; both are made if absent.
+Tiles that this model has captioned already are left out. Without --catalog and --items the demo archive is used,
+and without --model the model that the demo trains; both are made if absent.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Annotated
 
 from hisem import cli, storage
 from hisem.archive.options import DEFAULTS, ReadOptions
+from hisem.archive.pairing import WHOLE_ARCHIVE, PairRequest, require_one_source
 from hisem.captions.options import GREEDY, Captioning
 
 
@@ -22,12 +23,16 @@ class Options(cli.Common):
 
     catalog: str | None = None
     """Catalogue of scene pairs (.parquet or .csv). Default: the demo archive."""
+    items: str | None = None
+    """Acquisitions instead of a catalogue, as pair.py takes them: their pairs, as the flags of pair.py choose them, are
+    captioned, and their catalogue is kept in OUTPUT/_catalogues."""
     model: str | None = None
     """Bundle folder, URI, or models:/NAME@ALIAS. Default: the demo's model."""
     output: str = field(default_factory=lambda: storage.join(storage.default_storage(), "table"))
     """Folder or URI of the captions table ($HISEM_STORAGE or ~/hisem, then /table)."""
     tile_size: int | None = None
     """Side of a tile in pixels (default: 256, or the demo archive's 64)."""
+    pairing: Annotated[PairRequest, cli.FLAT] = WHOLE_ARCHIVE
     reading: Annotated[ReadOptions, cli.FLAT] = DEFAULTS
     captioning: Annotated[Captioning, cli.FLAT] = GREEDY
     dry_run: bool = False
@@ -38,18 +43,24 @@ class Options(cli.Common):
 
 def main(options: Options) -> int:
     """Caption, print the summary, and say by the exit code whether rows failed."""
+    require_one_source(options.catalog, options.items, options.pairing)
     # Imported late, so that --help answers at once.
     from hisem.distributed.captioner import caption_archive, caption_job
-    from hisem.distributed.defaults import default_catalogue, default_model
+    from hisem.distributed.defaults import caption_source, default_model
     from hisem.distributed.forecast import forecast_captions
     from hisem.report.summary import counts_table, show
 
+    output = storage.absolute(options.output)
     with tempfile.TemporaryDirectory() as scratch:
+        temporary = scratch if options.dry_run else None
+        source = caption_source(options.catalog, options.items, options.pairing, output, temporary)
+        if source.catalogue is None:
+            return source.done
         job = caption_job(
-            options.catalog or default_catalogue(),
+            source.catalogue,
             options.model or default_model(options.tracking),
-            storage.absolute(options.output),
-            tile_size=options.tile_size or (256 if options.catalog else 64),
+            output,
+            tile_size=options.tile_size or source.tile_size,
             reading=options.reading,
             **vars(options.captioning),
             tracking_uri=options.tracking,
@@ -58,10 +69,10 @@ def main(options: Options) -> int:
         if options.dry_run:
             forecast = forecast_captions(*job)
             show(counts_table("To caption", forecast.rows()), forecast.assumption)
-            return cli.Exit.DONE
+            return source.done
         summary = caption_archive(*job)
     show(counts_table(f"Captions in {summary.output}/captions", summary.rows()))
-    return cli.Exit.FAILED_ROWS if summary.statuses["failed"] else cli.Exit.DONE
+    return cli.Exit.FAILED_ROWS if summary.statuses["failed"] else source.done
 
 
 if __name__ == "__main__":

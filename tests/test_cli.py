@@ -269,6 +269,26 @@ def test_pair_tells_options_that_do_not_fit(
     assert told in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--items", "i", "--catalog", "c.csv"), "Give one of --catalog FILE and --items ITEMS, not both."),
+        (
+            ("--catalog", "c.csv", "--max-cloud", "9"),
+            "give it as well, or leave out --max-cloud.",
+        ),
+    ],
+)
+def test_caption_takes_a_catalogue_or_items(
+    command: Callable[..., Result], tmp_path: Path, options: tuple[str, ...], told: str
+) -> None:
+    done = command("pipelines/caption.py", "--output", f"{tmp_path}/table", *options)
+    assert done.returncode == cli.Exit.USAGE
+    assert done.stderr.startswith("error: ")
+    assert told in done.stderr
+    assert not (tmp_path / "table").exists()
+
+
 @dataclass(frozen=True)
 class Options(cli.Common):
     """Options of a command that is not there."""

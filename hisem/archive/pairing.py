@@ -76,6 +76,15 @@ WHOLE_ARCHIVE = PairRequest()
 """All acquisitions, by the default limits."""
 
 
+def require_one_source(catalogue: str | None, items: str | None, request: PairRequest) -> None:
+    """Raise `ConfigError` where both a catalogue and items are named, or a request without items."""
+    if catalogue is not None and items is not None:
+        raise ConfigError("Give one of --catalog FILE and --items ITEMS, not both.")
+    if items is None and (unused := request.changed()):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise ConfigError(f"--items ITEMS names what is paired: give it as well, or leave out {flags}.")
+
+
 @dataclass(frozen=True)
 class Summary:
     """What a run found and wrote."""

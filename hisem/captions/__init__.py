@@ -1,1 +1,1 @@
-"""The captions table: publishing and resuming."""
+"""The captions table: publishing and resuming; its nights, and which of them are unusual."""
