@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from hisem.errors import ConfigError
 from hisem.model import bundle
 from hisem.model.backbone import Backbone, BackboneConfig
 from hisem.model.bdam import BDAMConfig
@@ -62,14 +63,24 @@ class Explanation:
 class Caption:
     """One tile's sentence. `change_probability` is the image router's, null for a model without one; then
     `changed` says whether the sentence differs from the canonical one for unchanged pairs. `logprob` is
-    the sum over the words and END. `explanation` is there where it was asked for.
+    the sum over the words and END, None where the decoder was not asked. `second` is the second-best sentence of a
+    beam above 1, None where there is none. `explanation` is there where it was asked for.
     """
 
     text: str
     changed: bool
     change_probability: float | None
-    logprob: float
+    logprob: float | None
+    second: str | None = None
     explanation: Explanation | None = None
+
+
+class Sentence(NamedTuple):
+    """What the decoder says of one pair: `text`, `logprob` and `second` of a `Caption`."""
+
+    text: str
+    logprob: float | None
+    second: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,32 +167,60 @@ class HiSem(nn.Module):
 
     @torch.no_grad()
     def caption(
-        self, before: Tensor, after: Tensor, beam: int = 1, *, keep_unknown: bool = False, explain: bool = False
+        self,
+        before: Tensor,
+        after: Tensor,
+        beam: int = 1,
+        *,
+        keep_unknown: bool = False,
+        explain: bool = False,
+        sure_unchanged: float | None = None,
     ) -> list[Caption]:
         """Captions of uint8 image pairs B 3 H W each, on the model's device. Call `eval` first: dropout would act.
 
         The text never holds `<UNK>`, unless `keep_unknown` lets it compete like any word, as the published
-        scores have it. With `explain` each caption brings its `Explanation`.
+        scores have it. With `explain` each caption brings its `Explanation`. Pairs with p(changed) under
+        `sure_unchanged` skip the decoder and get the canonical sentence; the captions of the others stay as they
+        are. Raises `ConfigError` as `require_sure` does.
         """
+        if sure_unchanged is not None:
+            self.require_sure(sure_unchanged)
         batch = len(before)
         if not batch:
             return []
         tokens = self.backbone(self.preprocess(torch.cat([before, after])))
         found = self.change(tokens[:batch], tokens[batch:])
-        said = self._say(found.memory, beam, keep_unknown)
         if found.logits is None:
+            said = self._say(found.memory, beam, keep_unknown)
             probabilities: list[float | None] = [None] * batch
-            changed = [text != UNCHANGED_SENTENCE for text, _ in said]
+            changed = [each.text != UNCHANGED_SENTENCE for each in said]
         else:
-            probabilities = found.logits.softmax(dim=-1)[:, 1].tolist()
-            changed = found.changed.tolist()
+            probability = found.logits.softmax(dim=-1)[:, 1]
+            sure = probability < (0.0 if sure_unchanged is None else sure_unchanged)
+            said = self._say_unsure(found.memory, sure, beam, keep_unknown)
+            probabilities, changed = probability.tolist(), found.changed.tolist()
         explanations = self._explanations(found) if explain else [None] * batch
         return [
-            Caption(text, flag, probability, logprob, explanation)
-            for (text, logprob), flag, probability, explanation in zip(
-                said, changed, probabilities, explanations, strict=True
-            )
+            Caption(each.text, flag, probability, each.logprob, each.second, explanation)
+            for each, flag, probability, explanation in zip(said, changed, probabilities, explanations, strict=True)
         ]
+
+    def require_sure(self, sure_unchanged: float) -> None:
+        """Raise `ConfigError` unless pairs with p(changed) under that are surely unchanged to this model: it lies in
+        (0, 1], is not above the change threshold, and the model has a router.
+        """
+        told = f"sure_unchanged={sure_unchanged}"
+        if not 0 < sure_unchanged <= 1:
+            raise ConfigError(f"{told}: must lie in (0, 1].")
+        if not self.change.hasd.config.router:
+            raise ConfigError(
+                f"{told}: this model has no image router, so that no pair has a p(changed); leave it out."
+            )
+        if sure_unchanged > self.change_threshold:
+            raise ConfigError(
+                f"{told}: must be at most the model's change threshold {self.change_threshold}, as pairs that are "
+                "changed to it would be called unchanged."
+            )
 
     @torch.no_grad()
     def caption_paths(
@@ -199,16 +238,26 @@ class HiSem(nn.Module):
         said = self._say(torch.cat([found.unchanged, found.changed]), beam, keep_unknown)
         probabilities = found.logits.softmax(dim=-1)[:, 1].tolist()
         captions = [
-            Caption(text, place >= batch, probability, logprob)
-            for place, ((text, logprob), probability) in enumerate(zip(said, 2 * probabilities, strict=True))
+            Caption(each.text, place >= batch, probability, each.logprob, each.second)
+            for place, (each, probability) in enumerate(zip(said, 2 * probabilities, strict=True))
         ]
         chosen, experts = found.chosen.tolist(), found.experts.numpy(force=True)
         return [PathCaptions(*pair) for pair in zip(captions[:batch], captions[batch:], chosen, experts, strict=True)]
 
-    def _say(self, memory: Tensor, beam: int, keep_unknown: bool) -> list[tuple[str, float]]:
-        """The best sentence for each row of memory B L D, and its log-probability."""
-        best = [hypotheses[0] for hypotheses in self.generate(memory, beam, allow_unknown=keep_unknown)]
-        return [(self.vocabulary.decode(each.ids, keep_unknown=keep_unknown), each.logprob) for each in best]
+    def _say(self, memory: Tensor, beam: int, keep_unknown: bool) -> list[Sentence]:
+        """The best and the second-best sentence for each row of memory B L D."""
+        said = []
+        for best, *others in self.generate(memory, beam, allow_unknown=keep_unknown):
+            text, *seconds = (self.vocabulary.decode(h.ids, keep_unknown=keep_unknown) for h in (best, *others[:1]))
+            second = next((other for other in seconds if other != text), None)
+            said.append(Sentence(text, best.logprob, second))
+        return said
+
+    def _say_unsure(self, memory: Tensor, sure: Tensor, beam: int, keep_unknown: bool) -> list[Sentence]:
+        """As `_say`, but rows that are `sure` (B, bool) to be unchanged do not reach the decoder."""
+        asked = memory if not sure.any() else memory[~sure]
+        said = iter(self._say(asked, beam, keep_unknown))
+        return [Sentence(UNCHANGED_SENTENCE, None, None) if skip else next(said) for skip in sure.tolist()]
 
     def _explanations(self, found: ChangeOutput) -> list[Explanation | None]:
         grid = self.backbone.grid

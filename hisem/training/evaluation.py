@@ -62,6 +62,7 @@ def caption_batches(
             batch.tile_ids, said, batch.references, batch.changed.tolist(), strict=True
         ):
             caption, moved = paths.chosen, paths.changed
+            assert caption.logprob is not None  # both paths are decoded
             results.append(
                 TileResult(
                     tile,

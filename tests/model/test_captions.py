@@ -1,0 +1,134 @@
+"""What captions hold beside the best sentence, and the fast path, against `generate()` and the plain captions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hisem.errors import ConfigError
+from hisem.model.generation import Hypothesis
+from hisem.model.hisem import HiSem
+from hisem.text.vocabulary import END, UNCHANGED_SENTENCE, UNK
+
+PAIRS = 8
+IMAGES = torch.randint(0, 256, (2, PAIRS, 3, 40, 40), generator=torch.Generator().manual_seed(0)).byte()
+
+
+@pytest.fixture
+def model(tiny) -> HiSem:
+    """A small model whose captions are far from ties, and end."""
+    model = tiny()
+    with torch.no_grad():
+        model.decoder.output.weight *= 12
+        model.decoder.output.bias[END] = 2.0
+    return model
+
+
+def memory_of(model):
+    with torch.no_grad():
+        before, after = (model.backbone(model.preprocess(date)) for date in IMAGES)
+        return model.change(before, after).memory
+
+
+@pytest.fixture
+def asked(model, monkeypatch):
+    """How many rows of memory reached the decoder, call by call."""
+    rows, generate = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda memory, *args, **named: (
+        rows.append(len(memory)), generate(memory, *args, **named))[1])  # fmt: skip
+    return rows
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize("sure", range(PAIRS + 1))
+def test_only_sure_pairs_skip_the_decoder(model, asked, beam, sure):
+    plain = model.caption(*IMAGES, beam, explain=True)
+    probabilities = sorted(caption.change_probability for caption in plain)
+    assert len(set(probabilities)) == PAIRS
+    bound = [*probabilities, 1.0][sure]  # that many pairs are under it
+    model.set_routing(threshold=bound)  # as far as one may go: no pair that is not sure is unchanged
+    plain = model.caption(*IMAGES, beam, explain=True)
+    asked.clear()
+    found = model.caption(*IMAGES, beam, explain=True, sure_unchanged=bound)
+    assert asked == [PAIRS - sure]
+    skipped = [caption for caption in found if caption.logprob is None]
+    assert len(skipped) == sure
+    for one, other in zip(found, plain, strict=True):
+        assert one.change_probability == pytest.approx(other.change_probability, abs=1e-6)
+        np.testing.assert_allclose(one.explanation.change_map, other.explanation.change_map, atol=1e-6)
+        if other.change_probability < bound:
+            assert (one.text, one.changed, one.logprob, one.second) == (UNCHANGED_SENTENCE, False, None, None)
+            assert one.explanation.experts is None
+        else:
+            assert (one.text, one.changed, one.second) == (other.text, True, other.second)
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
+            np.testing.assert_array_equal(one.explanation.experts, other.explanation.experts)
+
+
+def test_unchanged_pairs_that_are_not_sure_are_decoded(model):
+    probabilities = sorted(caption.change_probability for caption in model.caption(*IMAGES))
+    model.set_routing(threshold=probabilities[5])
+    plain = model.caption(*IMAGES)
+    found = model.caption(*IMAGES, sure_unchanged=probabilities[2])
+    kinds = [(caption.changed, caption.logprob is None) for caption in found]
+    assert [kinds.count(kind) for kind in ((False, True), (False, False), (True, False))] == [2, 3, 3]
+    for one, other in zip(found, plain, strict=True):
+        assert one.changed == other.changed
+        if one.logprob is not None:
+            assert one.text == other.text
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
+
+
+def test_all_pairs_are_decoded_unless_asked(model, asked):
+    model.set_routing(threshold=1.0)
+    captions = model.caption(*IMAGES)
+    assert asked == [PAIRS]
+    assert {caption.changed for caption in captions} == {False}
+    assert all(caption.logprob is not None for caption in captions)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, 1.1, float("nan")])
+def test_a_bound_that_is_no_probability(model, value):
+    with pytest.raises(ConfigError, match=rf"sure_unchanged={value}: must lie in \(0, 1\]"):
+        model.caption(*IMAGES, sure_unchanged=value)
+
+
+def test_a_bound_that_would_silence_changed_pairs(model):
+    model.set_routing(threshold=0.25)
+    model.require_sure(0.25)
+    with pytest.raises(ConfigError, match=r"sure_unchanged=0\.3: must be at most the model's change threshold 0\.25"):
+        model.caption(*IMAGES[:, :0], sure_unchanged=0.3)
+
+
+def test_without_router_nothing_is_sure(tiny):
+    with pytest.raises(ConfigError, match=r"sure_unchanged=0\.1: this model has no image router"):
+        tiny(hasd={"router": False}).caption(*IMAGES, sure_unchanged=0.1)
+
+
+@pytest.mark.parametrize("keep_unknown", [False, True])
+@pytest.mark.parametrize("beam", [2, 4])
+def test_second_is_the_second_hypothesis(model, beam, keep_unknown):
+    with torch.no_grad():
+        model.decoder.output.bias[UNK] = 3.0  # tempting
+    found = model.caption(*IMAGES, beam, keep_unknown=keep_unknown)
+    hypotheses = model.generate(memory_of(model), beam, allow_unknown=keep_unknown)
+    for caption, (best, second, *_) in zip(found, hypotheses, strict=True):
+        texts = [model.vocabulary.decode(h.ids, keep_unknown=keep_unknown) for h in (best, second)]
+        assert [caption.text, caption.second] == texts
+        assert best.ids != second.ids
+    assert any("<UNK>" in caption.second for caption in found) == keep_unknown
+
+
+def test_both_paths_have_a_second(model):
+    for still, (pair, said) in enumerate(zip(model.caption_paths(*IMAGES, 3), model.caption(*IMAGES, 3), strict=True)):
+        assert pair.chosen.second == said.second is not None, still
+        assert pair.changed.second != pair.changed.text
+
+
+def test_no_second(model, monkeypatch):
+    assert {caption.second for caption in model.caption(*IMAGES)} == {None}
+    one, same = Hypothesis((5, 6), -1.0), Hypothesis((5, UNK, 6), -2.0)
+    for hypotheses in ([one], [one, same], [one, same, Hypothesis((7,), -3.0)]):
+        monkeypatch.setattr(model, "generate", lambda memory, *_, found=hypotheses, **__: [found] * len(memory))
+        assert {(c.text, c.second) for c in model.caption(*IMAGES, 3)} == {("w5 w6", None)}
