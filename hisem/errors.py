@@ -63,5 +63,9 @@ class ResourceError(HisemError):
     """A cluster that cannot give what the run asks for; says which numbers are missing."""
 
 
+class BusyError(HisemError):
+    """An output that another run is writing to."""
+
+
 class TrackingError(HisemError):
     """The MLflow store or registry cannot be reached or lacks what was named."""

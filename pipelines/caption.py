@@ -38,16 +38,16 @@ class Options(cli.Common):
     dry_run: bool = False
     """Say what is to do and how long it may take, by captioning a sample; write nothing to the output."""
     tracking: str | None = None
-    """MLflow tracking URI for models:/ (default: $MLFLOW_TRACKING_URI, else SQLite under the storage root)."""
+    """MLflow tracking URI, of models:/ and the run (default: $MLFLOW_TRACKING_URI, else SQLite under the storage root)."""
 
 
 def main(options: Options) -> int:
     """Caption, print the summary, and say by the exit code whether rows failed."""
     require_one_source(options.catalog, options.items, options.pairing)
     # Imported late, so that --help answers at once.
-    from hisem.distributed.captioner import caption_archive, caption_job
     from hisem.distributed.defaults import caption_source, default_model
     from hisem.distributed.forecast import forecast_captions
+    from hisem.distributed.nightly import caption_archive, caption_job
     from hisem.report.summary import counts_table, show
 
     output = storage.absolute(options.output)
@@ -62,7 +62,7 @@ def main(options: Options) -> int:
             output,
             tile_size=options.tile_size or source.tile_size,
             reading=options.reading,
-            **vars(options.captioning),
+            captioning=options.captioning,
             tracking_uri=options.tracking,
             scratch=Path(scratch),
         )
@@ -70,9 +70,9 @@ def main(options: Options) -> int:
             forecast = forecast_captions(*job)
             show(counts_table("To caption", forecast.rows()), forecast.assumption)
             return source.done
-        summary = caption_archive(*job)
-    show(counts_table(f"Captions in {summary.output}/captions", summary.rows()))
-    return cli.Exit.FAILED_ROWS if summary.statuses["failed"] else source.done
+        outcome = caption_archive(*job)
+    show(counts_table(f"Captions in {output}/captions", outcome.night.rows()), outcome.note())
+    return cli.Exit.FAILED_ROWS if outcome.night.statuses["failed"] else source.done
 
 
 if __name__ == "__main__":

@@ -33,15 +33,16 @@ def main(options: Options) -> int:
     show(
         counts_table(
             "Captioning the held-out scenes",
-            {f"rows {status}": count for status, count in done.captions.statuses.items()}
-            | {"changed": done.captions.changed, "kind of change named right": done.kinds},
+            {f"rows {status}": count for status, count in done.captions.night.statuses.items()}
+            | {"changed": done.captions.night.changed, "kind of change named right": done.kinds},
         )
     )
     show(counts_table("Seconds", {**done.seconds, "together": sum(done.seconds.values())}))
     print(
-        f"captions:  {done.captions.output}/captions (Parquet)\n"
-        f"           python -c \"import pandas as pd; print(pd.read_parquet('{done.captions.output}/captions')"
+        f"captions:  {done.captions.night.output}/captions (Parquet)\n"
+        f"           python -c \"import pandas as pd; print(pd.read_parquet('{done.captions.night.output}/captions')"
         "[['tile_id', 'changed', 'caption']])\"\n"
+        f"page:      {done.captions.page}\n"
         f"model:     {done.training.bundle}\n"
         f"picture:   {done.picture}\n"
         f"MLflow:    mlflow ui --backend-store-uri {done.tracking}"

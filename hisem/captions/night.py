@@ -59,6 +59,7 @@ class Night:
     """ISO 8601 in UTC, as is `ended`."""
     ended: str
     seconds: float
+    """Of work: of the last call, where a run was interrupted."""
     pairs: int
     tiles: int
     """Tiles of the catalogue's pairs, failed pairs counted once."""
@@ -83,7 +84,7 @@ class Night:
     other_errors: int
     """Failed rows for reasons beyond `errors`."""
     tiles_per_second: float
-    """Rows of this run by its seconds; 0 for none."""
+    """Rows made in these seconds; 0 for none."""
 
     def __post_init__(self) -> None:
         for name in ("started", "ended"):
@@ -146,11 +147,13 @@ def summarise(
     pairs: int,
     tiles: int,
     already: int,
+    worked: tuple[int, float] | None = None,
 ) -> Night:
     """The night of a run that made `rows`: schema CAPTION, of which the columns below suffice.
 
     `status`, `error`, `caption`, `changed`, `caption_logprob`. Both times have a time zone. The order of the
-    rows does not matter.
+    rows does not matter. `worked` are the rows and the seconds of the call that ended a run which had been
+    interrupted; otherwise it made all rows between both times.
     """
     counts = Counter(rows.column("status").to_pylist())
     ok = rows.filter(pc.equal(rows.column("status"), OK))
@@ -158,7 +161,7 @@ def summarise(
     logprobs = ok.column("caption_logprob").cast(pa.float64())
     logprobs = logprobs.filter(pc.fill_null(pc.is_finite(logprobs), False))
     errors, others = failures(rows.filter(pc.equal(rows.column("status"), FAILED)).column("error"))
-    seconds = max((ended - started).total_seconds(), 0.0)
+    done, seconds = worked or (len(rows), max((ended - started).total_seconds(), 0.0))
     return Night(
         run=run,
         status=status,
@@ -182,7 +185,7 @@ def summarise(
         captions=dict(_most_common(_counted(changed.column("caption")))[:LISTED]),
         errors=errors,
         other_errors=others,
-        tiles_per_second=len(rows) / seconds if seconds else 0.0,
+        tiles_per_second=done / seconds if seconds else 0.0,
     )
 
 

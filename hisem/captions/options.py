@@ -5,23 +5,54 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hisem.captions.staging import Redo
+from hisem.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Captioning:
-    """How captions are made, and with what; `distributed.captioner.CaptionOptions` checks it."""
+    """How captions are made, and with what."""
 
     beam: int = 1
-    """Beam width; 1 is greedy."""
-    batch_size: int = 32
-    """Tiles per forward pass."""
-    captioners: int = 1
-    """Captioning actors; on CPUs they share the cores."""
+    """Beam width; 1 is greedy. A wider beam also gives each tile a second caption."""
+    batch_size: int | None = None
+    """Tiles per forward pass (default: 32, with --gpu 128)."""
+    captioners: int | None = None
+    """Captioning actors (default: as many as the cluster has GPUs, or places for --cpus)."""
+    cpus: int = 1
+    """CPUs, and threads, of a captioner."""
     gpu: bool = False
     """Give each captioner one GPU."""
     precision: Literal["float32", "bf16"] = "float32"
     """Arithmetic: bf16 for a GPU."""
     compile: bool = False
     """Compile the model: faster after a first batch that takes minutes."""
+    sure_unchanged: float | None = None
+    """Tiles whose p(changed) is below skip the decoder and get the sentence for unchanged tiles (default: none do)."""
+    recaption: bool = False
+    """Caption all tiles of the catalogue again; their rows are replaced."""
+    retry_failed: bool = False
+    """Caption again only those tiles of the catalogue that have failed."""
+    page: bool = True
+    """Write a page of the run with pictures of changed tiles, to OUTPUT/pages."""
+
+    def __post_init__(self) -> None:
+        for name in ("beam", "batch_size", "captioners", "cpus"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}: 1 or more.")
+        if self.recaption and self.retry_failed:
+            raise ConfigError("recaption captions all tiles again, retry_failed only failed ones: give one of them.")
+
+    @property
+    def batch(self) -> int:
+        """Tiles per forward pass."""
+        return self.batch_size or (128 if self.gpu else 32)
+
+    @property
+    def redo(self) -> Redo:
+        """Which tiles that have a row are captioned again."""
+        return "all" if self.recaption else "failed" if self.retry_failed else "nothing"
 
 
 GREEDY = Captioning()

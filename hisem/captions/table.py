@@ -1,8 +1,7 @@
-"""The captions table: what is in it, and how finished rows get there.
+"""The captions table: which rows it has, and how finished ones get in.
 
-Rows are staged as Parquet files under `OUT/_staging/`, then published into
-`OUT/captions/acquired=YYYY-MM-DD/model=V/` under names made from their content, so that publishing the
-same rows twice changes nothing. Readers look at `OUT/captions/` alone and never see a staged row.
+Published files lie in `OUT/captions/acquired=YYYY-MM-DD/model=V/`; readers look there alone. A file is never changed
+but to replace or take out rows, and then as a whole under its own name, so that no reader sees a row twice.
 """
 
 from __future__ import annotations
@@ -11,22 +10,34 @@ import hashlib
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from hisem import storage
+from hisem.captions.geoparquet import arranged, encoded
 from hisem.errors import SchemaError, StorageError
 from hisem.schemas import CAPTION, conform
 
 log = logging.getLogger(__name__)
 
-PUBLISHED, STAGING, SETTINGS = "captions", "_staging", "_settings.json"
-UNDATED = "unknown"
+PUBLISHED, SETTINGS = "captions", "_settings.json"
+UNDATED = "__HIVE_DEFAULT_PARTITION__"
+"""What Parquet readers take for a null partition."""
+
+FILE_ROWS = 262_144
+"""Rows of a published file at most."""
+FILES_AT_ONCE = 16
+"""Files whose keys are read at the same time: in a bucket each of them waits for some requests."""
+
+KEYS = ["tile_id", "pair_id", "model_digest", "status", "captioned_at"]
 
 
 def published_files(output: str) -> list[str]:
@@ -34,19 +45,40 @@ def published_files(output: str) -> list[str]:
     return storage.list_files(storage.join(output, PUBLISHED), ".parquet")
 
 
-def captioned_tiles(output: str, model_digest: str) -> set[str]:
-    """Tiles this model has a row for, whatever the status; refuses an output of another schema.
+def known_rows(output: str, digest: str, pairs: Collection[str] | None = None) -> pa.Table:
+    """The columns KEYS of this model's rows, of `pairs` or of all, and `file`, the path that each lies in.
 
-    Raises `SchemaError` naming the file and the columns that differ.
+    Of files without any of the pairs only the column of pair ids is read. Raises `SchemaError` naming a file of
+    another schema and the columns that differ, before any use is made of the others.
     """
     fs, _ = storage.filesystem(output)
-    done: set[str] = set()
-    for path in published_files(output):
-        file = _open(path, fs)
-        _require_schema(file.schema_arrow, path)
-        keys = file.read(columns=["tile_id", "model_digest"])
-        done |= set(keys.filter(pc.equal(keys.column("model_digest"), model_digest)).column("tile_id").to_pylist())
-    return done
+    wanted = None if pairs is None else pa.array(sorted(pairs), pa.string())
+    with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
+        parts = list(threads.map(partial(_known_in, fs, digest, wanted), published_files(output)))
+    empty = pa.schema([*(CAPTION.field(name) for name in KEYS), ("file", pa.string())]).empty_table()
+    return pa.concat_tables([empty, *parts])
+
+
+def _known_in(fs: pafs.FileSystem, digest: str, pairs: pa.Array | None, path: str) -> pa.Table:
+    file = _open(path, fs, read_dictionary=["pair_id", "model_digest"])
+    _require_schema(file.schema_arrow, path)
+    columns = KEYS
+    if pairs is not None:
+        there = file.read(columns=["pair_id"]).column("pair_id")
+        if not any(pc.any(pc.is_in(chunk.dictionary, pairs)).as_py() for chunk in there.chunks):
+            columns = []
+    if not columns:
+        return pa.schema([*(CAPTION.field(name) for name in KEYS), ("file", pa.string())]).empty_table()
+    rows = file.read(columns=columns).select(columns).cast(pa.schema([CAPTION.field(name) for name in columns]))
+    rows = rows.filter(pc.equal(rows.column("model_digest"), digest))
+    if pairs is not None:
+        rows = rows.filter(pc.is_in(rows.column("pair_id"), pairs))
+    return rows.append_column("file", pa.array([path] * len(rows), pa.string()))
+
+
+def require_table(output: str) -> None:
+    """Raise `SchemaError` or `StorageError` where what is published is no captions table of this version."""
+    known_rows(output, "", ())
 
 
 def require_settings(output: str, settings: dict[str, Any]) -> None:
@@ -63,7 +95,7 @@ def require_settings(output: str, settings: dict[str, Any]) -> None:
 def refuse_other_settings(output: str, settings: dict[str, Any]) -> None:
     """Raise `StorageError` where the rows of an output were made with other settings."""
     known = _settings(output)
-    if known != settings and (published_files(output) or _staged_files(output)):
+    if known != settings and (published_files(output) or storage.exists(storage.join(output, "_staging"))):
         raise StorageError(
             f"{output}: its tiles were read with {known or 'the defaults'}, not {settings or 'the defaults'}. "
             "Choose another --output, or the same settings."
@@ -75,52 +107,87 @@ def _settings(output: str) -> dict[str, Any]:
     return json.loads(storage.read_bytes(path)) if storage.exists(path) else {}
 
 
-def stage(table: pa.Table, output: str, name: str) -> None:
-    """Put rows (schema CAPTION) aside under a name of this run."""
-    storage.write_parquet(conform(table, CAPTION, "captions"), storage.join(output, STAGING, f"{name}.parquet"))
+def newest(rows: pa.Table) -> pa.Table:
+    """One row for each key, the one captioned last; of equal ones the first. Their order stays."""
+    if not len(rows):
+        return rows
+    order = np.lexsort((-np.arange(len(rows)), rows.column("captioned_at").cast(pa.int64()).to_numpy()))
+    keys = list(zip(rows.column("tile_id").to_pylist(), rows.column("model_digest").to_pylist(), strict=True))
+    last = {keys[place]: place for place in order}
+    return rows.take(pa.array(sorted(last.values()), pa.int64()))
 
 
-def publish(output: str) -> int:
-    """Publish what is staged, also by killed runs, one file per acquisition date and model; clear the staging.
+def publish(rows: pa.Table, output: str) -> None:
+    """Put rows (schema CAPTION, of one model, each key once) into the table.
 
-    A row whose key is published already is left out, so a publication that was interrupted can be
-    repeated; of rows that were staged twice the first one counts. Returns the number of rows added.
+    A row whose key is published replaces that one where it was captioned later, in the same file, and is left out
+    where it was not: a publication that was interrupted can be repeated. New rows become files named after their
+    keys, one for each acquisition date and model version up to FILE_ROWS.
     """
-    staged = _staged_files(output)
-    if not staged:
-        return 0
-    fs, _ = storage.filesystem(output)
-    table = pa.concat_tables([conform(_open(path, fs).read(), CAPTION, path) for path in staged])
-    added = 0
-    for digest in pc.unique(table.column("model_digest")).to_pylist():
-        known = captioned_tiles(output, digest)
-        rows = _new(table.filter(pc.equal(table.column("model_digest"), digest)), known)
-        for (date, version), part in _partitions(rows):
+    rows = conform(rows, CAPTION, "captions")
+    for digest in pc.unique(rows.column("model_digest")).to_pylist():
+        mine = rows.filter(pc.equal(rows.column("model_digest"), digest))
+        known = known_rows(output, digest, set(mine.column("pair_id").to_pylist()))
+        _replace(mine, known, output)
+        fresh = mine.filter(pc.invert(pc.is_in(mine.column("tile_id"), _stays(mine, known))))
+        for (date, version), part in _partitions(fresh):
             folder = storage.join(output, PUBLISHED, f"acquired={date}", f"model={version}")
-            storage.write_parquet(part, storage.join(folder, f"{_content_name(part)}.parquet"))
-            added += len(part)
-    for path in staged:  # and no other: a run beside this one may have staged more meanwhile
-        storage.delete(storage.join(output, STAGING, path.rpartition("/")[2]))
-    return added
+            for start in range(0, len(part), FILE_ROWS):
+                some = part.slice(start, FILE_ROWS)
+                storage.write_bytes(storage.join(folder, f"{_content_name(some)}.parquet"), encoded(some))
 
 
-def supersede(output: str, pair_ids: set[str], digest: str) -> None:
-    """Take out this model's rows `<pair_id>/pair` of pairs that could not be opened once and can be now."""
-    stale = {f"{pair}/pair" for pair in pair_ids} & captioned_tiles(output, digest)
-    if not stale:
-        return
-    gone = pa.array(sorted(stale), pa.string())
-    fs, _ = storage.filesystem(output)
-    for path in published_files(output):
-        table = conform(_open(path, fs).read(), CAPTION, path)
-        old = pc.and_(pc.is_in(table.column("tile_id"), gone), pc.equal(table.column("model_digest"), digest))
-        if not pc.any(old).as_py():
+def _stays(rows: pa.Table, known: pa.Table) -> pa.Array:
+    """Tiles of `rows` that are in the table, in the partition that they belong to."""
+    homes = dict(zip(rows.column("tile_id").to_pylist(), _homes(rows), strict=True))
+    lies = zip(known.column("tile_id").to_pylist(), known.column("file").to_pylist(), strict=True)
+    return pa.array([tile for tile, file in lies if tile in homes and _lies_in(file, homes[tile])], pa.string())
+
+
+def _replace(rows: pa.Table, known: pa.Table, output: str) -> None:
+    """Put the rows that were captioned later than the known ones in their places.
+
+    One whose acquisition date has changed since only goes from its old file.
+    """
+    places = {tile: place for place, tile in enumerate(rows.column("tile_id").to_pylist())}
+    times, homes = rows.column("captioned_at").to_pylist(), _homes(rows)
+    stale: dict[str, dict[str, int | None]] = defaultdict(dict)
+    for row in known.to_pylist():
+        place = places.get(row["tile_id"])
+        if place is None:
             continue
-        uri = storage.join(output, PUBLISHED, path.rpartition(f"/{PUBLISHED}/")[2])
-        if pc.all(old).as_py():
-            storage.delete(uri)
-        else:
-            storage.write_parquet(table.filter(pc.invert(old)), uri)
+        stays = _lies_in(row["file"], homes[place])
+        if not stays or times[place] > row["captioned_at"]:
+            stale[row["file"]][row["tile_id"]] = place if stays else None
+    digest = rows.column("model_digest")[0].as_py() if len(rows) else ""
+    for file, tiles in sorted(stale.items()):
+        instead = [place for place in tiles.values() if place is not None]
+        _rewrite(output, file, digest, set(tiles), rows.take(pa.array(instead, pa.int64())))
+
+
+def supersede(output: str, pairs: Collection[str], digest: str) -> None:
+    """Take out this model's rows `<pair_id>/pair` of pairs that could not be opened once and can be now."""
+    known = known_rows(output, digest, pairs)
+    failed = known.filter(pc.equal(known.column("tile_id"), pc.binary_join_element_wise(known["pair_id"], "pair", "/")))
+    for file in pc.unique(failed.column("file")).to_pylist():
+        tiles = failed.filter(pc.equal(failed.column("file"), file)).column("tile_id").to_pylist()
+        _rewrite(output, file, digest, set(tiles), CAPTION.empty_table())
+
+
+def _rewrite(output: str, path: str, digest: str, gone: set[str], instead: pa.Table) -> None:
+    """One file without a model's rows of the tiles `gone`, and with the rows `instead`, under its own name."""
+    fs, _ = storage.filesystem(output)
+    table = conform(_open(path, fs).read(), CAPTION, path)
+    old = pc.and_(
+        pc.is_in(table.column("tile_id"), pa.array(sorted(gone), pa.string())),
+        pc.equal(table.column("model_digest"), digest),
+    )
+    left = pa.concat_tables([table.filter(pc.invert(old)), instead])
+    uri = storage.join(output, PUBLISHED, path.rpartition(f"/{PUBLISHED}/")[2])
+    if len(left):
+        storage.write_bytes(uri, encoded(arranged(left)))
+    else:
+        storage.delete(uri)
 
 
 def read_captions(output: str) -> pa.Table:
@@ -130,37 +197,32 @@ def read_captions(output: str) -> pa.Table:
     return pa.concat_tables(parts) if parts else CAPTION.empty_table()
 
 
-def _staged_files(output: str) -> list[str]:
-    return storage.list_files(storage.join(output, STAGING), ".parquet")
-
-
-def _open(path: str, fs: pafs.FileSystem) -> pq.ParquetFile:
+def _open(path: str, fs: pafs.FileSystem, **options: Any) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, filesystem=fs)
+        return pq.ParquetFile(path, filesystem=fs, **options)
     except (OSError, pa.ArrowInvalid) as error:
         raise StorageError(
             f"{path}: cannot be read as Parquet ({error}). Remove it or choose another --output."
         ) from error
 
 
-def _new(rows: pa.Table, known: set[str]) -> pa.Table:
-    """The first row of each tile that is not in `known`."""
-    seen, kept = set(known), []
-    for place, tile in enumerate(rows.column("tile_id").to_pylist()):
-        if tile not in seen:
-            seen.add(tile)
-            kept.append(place)
-    return rows.take(pa.array(kept, pa.int64()))
+def _homes(rows: pa.Table) -> list[tuple[str, str]]:
+    """The partition of each row: acquisition date of the newer scene, and model version."""
+    dates = pc.fill_null(pc.strftime(rows.column("after_time"), format="%Y-%m-%d"), UNDATED)
+    return list(zip(dates.to_pylist(), rows.column("model_version").to_pylist(), strict=True))
+
+
+def _lies_in(file: str, home: tuple[str, str]) -> bool:
+    return file.split("/")[-3:-1] == [f"acquired={home[0]}", f"model={home[1]}"]
 
 
 def _partitions(rows: pa.Table) -> Iterator[tuple[tuple[str, str], pa.Table]]:
-    """Rows by acquisition date of the newer scene and model version, each sorted by tile."""
-    dates = pc.fill_null(pc.strftime(rows.column("after_time"), format="%Y-%m-%d"), UNDATED)
+    """Rows by partition, each arranged as it lies in its files."""
     places = defaultdict(list)
-    for place, key in enumerate(zip(dates.to_pylist(), rows.column("model_version").to_pylist(), strict=True)):
-        places[key].append(place)
-    for key in sorted(places):
-        yield key, rows.take(places[key]).sort_by("tile_id")
+    for place, home in enumerate(_homes(rows)):
+        places[home].append(place)
+    for home in sorted(places):
+        yield home, arranged(rows.take(places[home]))
 
 
 def _content_name(part: pa.Table) -> str:
@@ -172,12 +234,18 @@ def _content_name(part: pa.Table) -> str:
 
 
 def _require_schema(schema: pa.Schema, path: str) -> None:
-    if schema.names != CAPTION.names or any(schema.field(f.name).type != f.type for f in CAPTION):
+    plain = {field.name: _plain(field.type) for field in schema}
+    if schema.names != CAPTION.names or any(plain[field.name] != field.type for field in CAPTION):
         differ = sorted(set(schema.names) ^ set(CAPTION.names)) or [
-            f.name for f in CAPTION if schema.field(f.name).type != f.type
+            field.name for field in CAPTION if plain[field.name] != field.type
         ]
         raise SchemaError(
             f"{path}: not the captions table of this version (columns that differ: "
             f"{', '.join(differ) or 'none, but their order does'}). "
             "Choose another --output; nothing was changed."
         )
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type of the values that a dictionary holds, else the type."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind

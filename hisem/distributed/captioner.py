@@ -1,39 +1,34 @@
-"""Captioning an archive on Ray: tiles are read, captioned and put aside as rows, never written as pixels."""
+"""Captioning actors: tiles of an index are read, captioned and handed on as rows, never written as pixels."""
 
 from __future__ import annotations
 
 import logging
-import os
-import time
-from collections import Counter
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
-from uuid import uuid4
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 import ray.data
 import torch
 
-from hisem import tracking
-from hisem.archive.catalogue import read_catalogue
 from hisem.archive.grid import require_tiling
 from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.tiles import Tile, read_tiles
-from hisem.captions import table as captions
+from hisem.captions.change import change_bbox, quantised
+from hisem.captions.options import GREEDY, Captioning
 from hisem.distributed import session
-from hisem.distributed.index import index_archive, tile_blocks
+from hisem.distributed.index import tile_blocks
 from hisem.distributed.shipping import Shipped, ship, unpack
-from hisem.errors import ConfigError
-from hisem.model.bundle import digest as bundle_digest
-from hisem.model.hisem import HiSem
-from hisem.schemas import CAPTION, FAILED, INDEX, OK, QUALITY_FIELDS, SKIPPED, conform
+from hisem.model.hisem import Caption
+from hisem.report.thumbnail import thumbnail
+from hisem.schemas import FAILED, INDEX, OK, QUALITY_FIELDS, STAGED
 from hisem.training.batches import image_tensor
 
 log = logging.getLogger(__name__)
@@ -44,8 +39,10 @@ PIXELS = [pa.field("before_pixels", pa.binary()), pa.field("after_pixels", pa.bi
 READ = pa.schema([*INDEX, *QUALITY_FIELDS, *PIXELS])
 READ_ROWS = 16
 """Tiles with pixels that a reader holds at once."""
-STAGE_ROWS = 512
-"""Rows staged together: what a killed run loses at most, times the blocks in flight."""
+DEATHS = 3
+"""How often the tiles of a captioner that died are given to another one."""
+
+Images = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -58,185 +55,67 @@ class CaptionOptions:
     model_name: str
     model_version: str
     tile_size: int = 256
-    batch_size: int = 32
-    """Tiles per forward pass."""
-    captioners: int = 1
-    """Captioning actors."""
-    gpu: bool = False
-    """One GPU per captioner."""
-    beam: int = 1
-    """Beam width; 1 is greedy."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """Arithmetic: `bf16` is autocast, for a GPU."""
-    compile: bool = False
-    """Compile the model in each captioner: faster after a first batch that takes minutes."""
     reading: ReadOptions = DEFAULTS
     """How scenes are cut and read."""
+    captioning: Captioning = GREEDY
+    source: str = "catalogue"
+    """Name of the catalogue, for people."""
+    tracking: str | None = None
+    """MLflow store for the run; None: no run."""
 
     def __post_init__(self) -> None:
-        for name in ("tile_size", "batch_size", "captioners", "beam"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: 1 or more.")
         require_tiling(self.tile_size, self.reading.overlap)
 
 
-@dataclass(frozen=True)
-class CaptionSummary:
-    """What a captioning run did."""
-
-    output: str
-    pairs: int
-    tiles: int
-    """Tiles of the catalogue's pairs, failed pairs counted once."""
-    already: int
-    """Tiles this model had captioned before."""
-    statuses: dict[str, int]
-    """Rows added by this run."""
-    errors: dict[str, int]
-    changed: int
-    captions: dict[str, int]
-    """The most frequent captions of changed tiles."""
-    seconds: float
-
-    def rows(self) -> dict[str, object]:
-        """What a person is told: what, how much."""
-        return {
-            "pairs": self.pairs,
-            "tiles": self.tiles,
-            "captioned before": self.already,
-            **{f"rows {status}": count for status, count in self.statuses.items()},
-            "changed": self.changed,
-            **{f"failed: {reason}": count for reason, count in self.errors.items()},
-            **{f"caption: {text}": count for text, count in self.captions.items()},
-            "seconds": self.seconds,
-        }
-
-
-def caption_job(
-    catalogue: str,
-    model: str,
-    output: str,
-    *,
-    tracking_uri: str | None,
-    scratch: Path,
-    **settings: Any,
-) -> tuple[pa.Table, CaptionOptions]:
-    """What `caption_archive` takes, from a catalogue file and a bundle's folder, URI or `models:/` reference.
-
-    `scratch` holds a remote bundle while the job runs; `settings` are fields of `CaptionOptions`.
-    """
-    pairs = read_catalogue(catalogue)
-    fixed = tracking.pin_model(model, tracking_uri)  # an alias may move while the job runs
-    folder = tracking.resolve_model(fixed, tracking_uri, scratch)
-    HiSem.from_pretrained(folder)  # a bundle that does not load is told here, not by an actor
-    name, version = tracking.model_identity(fixed, tracking_uri, bundle_digest(folder))
-    return pairs, CaptionOptions(output, folder, name, version, **settings)
-
-
-def caption_archive(catalogue: pa.Table, options: CaptionOptions) -> CaptionSummary:
-    """Caption every tile of the catalogue that this model has no row for, and publish the rows.
-
-    Rows that an interrupted run staged are published first. A tile or pair that cannot be read becomes
-    a failed row with the reason. Raises `SchemaError` for an output of another schema, and `StorageError` for
-    one whose tiles were read otherwise, before Ray is started.
-    """
-    captions.captioned_tiles(options.output, "")
-    captions.require_settings(options.output, options.reading.pixel_settings())
-    with session.cluster():
-        return _caption(catalogue, options)
-
-
-def _caption(catalogue: pa.Table, options: CaptionOptions) -> CaptionSummary:
-    began = time.perf_counter()
-    require_captioners(options)
-    digest = bundle_digest(options.model)
-    if left := captions.publish(options.output):
-        log.info("published %d row(s) that an interrupted run had finished", left)
-    index, failed = index_archive(catalogue, options.tile_size, options.reading)
-    todo, broken = remaining(index, failed, options.output, digest)
-    counts: Counter[str] = Counter()
-    errors: Counter[str] = Counter()
-    sentences: Counter[str] = Counter()
-
-    def count(rows: pa.Table) -> None:
-        counts.update(rows.column("status").to_pylist())
-        errors.update(filter(None, rows.filter(pc.equal(rows.column("status"), FAILED)).column("error").to_pylist()))
-        changed = rows.filter(pc.fill_null(rows.column("changed"), False))
-        counts["changed"] += len(changed)
-        sentences.update(changed.column("caption").to_pylist())
-
-    run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:8]}"
-    if len(broken):
-        rows = stamped(broken, options, digest)
-        captions.stage(rows, options.output, f"{run}-pairs")
-        count(rows)
-    for number, rows in enumerate(_captioned(todo, options, digest)):
-        captions.stage(rows, options.output, f"{run}-{number:06d}")
-        count(rows)
-        log.info("captioned %d of %d tiles", sum(counts[s] for s in (OK, SKIPPED, FAILED)), len(todo) + len(broken))
-    captions.publish(options.output)
-    captions.supersede(options.output, set(index.column("pair_id").to_pylist()), digest)
-    return CaptionSummary(
-        options.output,
-        len(catalogue),
-        len(index) + len(failed),
-        len(index) + len(failed) - len(todo) - len(broken),
-        {status: counts[status] for status in (OK, SKIPPED, FAILED)},
-        dict(errors.most_common()),
-        counts["changed"],
-        dict(sentences.most_common(5)),
-        time.perf_counter() - began,
-    )
-
-
-def remaining(index: pa.Table, failed: pa.Table, output: str, digest: str) -> tuple[pa.Table, pa.Table]:
-    """The rows of the index, and of the pairs that cannot be opened, that a model has no row for in `output`."""
-    known = pa.array(sorted(captions.captioned_tiles(output, digest)), pa.string())
-    todo, broken = (rows.filter(pc.invert(pc.is_in(rows.column("tile_id"), known))) for rows in (index, failed))
-    return todo, broken
-
-
-def require_captioners(options: CaptionOptions) -> None:
-    """Raise `ResourceError` where the captioners, and what feeds them, can never run together."""
-    # On CPUs Ray lets each captioner read its own tiles; a captioner with a GPU is fed by readers beside it.
+def with_captioners(options: CaptionOptions) -> CaptionOptions:
+    """`options` with a number of captioners. Raises `ResourceError` where they, and what feeds them, can never run."""
+    asked = options.captioning
+    count = asked.captioners or max(1, session.places_for(asked.cpus, int(asked.gpu)))
+    # A captioner with a GPU is fed by readers beside it.
     session.require(
-        options.captioners + int(options.gpu),
-        options.captioners if options.gpu else 0,
-        f"captioning with {options.captioners} captioner(s)",
+        count * asked.cpus + int(asked.gpu),
+        count if asked.gpu else 0,
+        f"captioning with {count} captioner(s) of {asked.cpus} CPU(s)",
         "Give fewer --captioners or a larger cluster.",
     )
+    return replace(options, captioning=replace(asked, captioners=count))
 
 
-def _captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterator[pa.Table]:
-    """Stream the rows of the index through readers and captioners; tables of schema CAPTION."""
+def captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterator[pa.Table]:
+    """Stream the rows of the index through readers and captioners; tables of schema STAGED, as they are done."""
     if not len(index):
         return
-    size, reading = options.tile_size, options.reading
-    shipped = ship(options.model)
-    dataset = (
-        tile_blocks(index, reading)
-        .map_batches(
-            lambda block: read_pixels(block.drop_columns(["block"]), size, reading),
+    size, reading, asked = options.tile_size, options.reading, options.captioning
+    context = ray.data.DataContext.get_current()
+    usual, context.target_max_block_size = context.target_max_block_size, 1  # each batch comes out when it is done
+    try:
+        dataset = tile_blocks(index, reading)
+        if asked.gpu:
+            dataset = dataset.map_batches(
+                lambda block: read_pixels(block, size, reading), batch_format="pyarrow", batch_size=None
+            )
+        dataset = dataset.map_batches(
+            Captioner if asked.gpu else ReadingCaptioner,
+            fn_constructor_args=(ship(options.model), options, digest),
             batch_format="pyarrow",
-            batch_size=None,
+            batch_size=asked.batch if asked.gpu else None,
+            compute=ray.data.ActorPoolStrategy(size=asked.captioners),
+            num_cpus=asked.cpus,
+            num_gpus=1 if asked.gpu else 0,
+            ray_remote_args_fn=lambda: {"max_task_retries": DEATHS},
         )
-        .map_batches(
-            Captioner,
-            fn_constructor_args=(shipped, options, digest),
-            batch_format="pyarrow",
-            batch_size=options.batch_size,
-            compute=ray.data.ActorPoolStrategy(size=options.captioners),
-            num_cpus=1,
-            num_gpus=1 if options.gpu else 0,
-        )
-    )
-    yield from dataset.iter_batches(batch_size=STAGE_ROWS, batch_format="pyarrow")
+    finally:
+        context.target_max_block_size = usual
+    for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield rows.cast(STAGED)
 
 
-def read_pixels(block: pa.Table, tile_size: int, options: ReadOptions = DEFAULTS) -> Iterator[pa.Table]:
-    """The rows of an index block with status and pixels (schema READ), some at a time; failures are rows."""
-    tiles = read_tiles(block, tile_size, options)
-    while rows := [_row(tile) for tile in islice(tiles, READ_ROWS)]:
+def read_pixels(
+    block: pa.Table, tile_size: int, options: ReadOptions = DEFAULTS, at_once: int = READ_ROWS
+) -> Iterator[pa.Table]:
+    """The rows of an index block with status and pixels (schema READ), `at_once` a time; failures are rows."""
+    tiles = read_tiles(block.select([name for name in block.column_names if name != "block"]), tile_size, options)
+    while rows := [_row(tile) for tile in islice(tiles, at_once)]:
         yield pa.Table.from_pylist(rows, schema=READ)
 
 
@@ -253,55 +132,94 @@ class Captioner:
     """An actor that holds the model and turns read tiles into rows of the captions table."""
 
     def __init__(self, shipped: Shipped, options: CaptionOptions, digest: str) -> None:
-        self._options, self._digest = options, digest
-        self._device = torch.device("cuda" if options.gpu else "cpu")
-        torch.set_num_threads(max(1, int(min(os.cpu_count() or 1, session.cpus())) // options.captioners))
+        self._options, self._asked, self._digest = options, options.captioning, digest
+        self._device = torch.device("cuda" if self._asked.gpu else "cpu")
+        torch.set_num_threads(self._asked.cpus)
         self._model = unpack(shipped).to(self._device)
-        if options.compile:
+        if self._asked.compile:
             self._model.compile()
 
     def __call__(self, tiles: pa.Table) -> pa.Table:
-        """Schema READ to schema CAPTION, row by row in order."""
+        """Schema READ to schema STAGED, row by row in order."""
+        rows = tiles.drop_columns([field.name for field in PIXELS]).to_pylist()
         readable = np.flatnonzero(pc.equal(tiles.column("status"), OK).to_numpy())
-        rows: list[dict[str, object]] = [{} for _ in range(len(tiles))]
         if len(readable):
             some = tiles.take(readable)
-            before, after = (
-                image_tensor(images(some.column(name), self._options.tile_size)).to(self._device)
-                for name in ("before_pixels", "after_pixels")
-            )
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._options.precision == "bf16"):
-                captions = self._model.caption(before, after, self._options.beam)
-            for row, caption in zip(readable, captions, strict=True):
-                rows[row] = {
-                    "caption": caption.text,
-                    "changed": caption.changed,
-                    "change_probability": caption.change_probability,
-                    "caption_logprob": caption.logprob,
-                }
-        found = {name: [row.get(name) for row in rows] for name in _FOUND}
-        read = tiles.drop_columns([field.name for field in PIXELS])
-        for name, values in found.items():
-            read = read.append_column(CAPTION.field(name), [pa.array(values, CAPTION.field(name).type)])
-        return stamped(read, self._options, self._digest)
+            before, after = (images(some.column(field.name), self._options.tile_size) for field in PIXELS)
+            for place, found in enumerate(self._captions(before, after)):
+                rows[readable[place]] |= self._columns(rows[readable[place]], found, before[place], after[place])
+        made = stamps(self._options, self._digest)
+        return pa.Table.from_pylist([row | made for row in rows], schema=STAGED)
+
+    def _captions(self, before: Images, after: Images) -> list[Caption | str]:
+        """The caption of each pair B H W 3, or why the model has none: a batch that fails is tried in halves."""
+        try:
+            return [self._finite(caption) for caption in self._say(before, after)]
+        except RuntimeError as error:  # out of memory, and whatever else comes out of torch's operators
+            reason = (str(error).splitlines() or [""])[0]
+            log.warning("the model failed on %d tile(s): %s", len(before), reason)
+            if len(before) == 1:
+                return [f"the model failed on this tile, alone too ({type(error).__name__}: {reason})."]
+        if self._asked.gpu:
+            torch.cuda.empty_cache()
+        half = len(before) // 2
+        return self._captions(before[:half], after[:half]) + self._captions(before[half:], after[half:])
+
+    def _say(self, before: Images, after: Images) -> list[Caption]:
+        older, newer = (image_tensor(images).to(self._device) for images in (before, after))
+        asked = self._asked
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=asked.precision == "bf16"):
+            return self._model.caption(older, newer, asked.beam, explain=True, sure_unchanged=asked.sure_unchanged)
+
+    @staticmethod
+    def _finite(caption: Caption) -> Caption | str:
+        numbers = [number for number in (caption.change_probability, caption.logprob) if number is not None]
+        if all(map(math.isfinite, numbers)):
+            return caption
+        return f"the model's output for this tile is not finite (probability and log-probability {numbers})."
+
+    def _columns(self, row: dict[str, Any], found: Caption | str, before: Images, after: Images) -> dict[str, Any]:
+        """What a tile's row gains by its caption, or by the reason that there is none."""
+        if isinstance(found, str):
+            return {"status": FAILED, "error": found}
+        assert found.explanation is not None
+        strength = found.explanation.change_map
+        columns: dict[str, Any] = {
+            "caption": found.text,
+            "changed": found.changed,
+            "change_probability": found.change_probability,
+            "caption_logprob": found.logprob,
+            "second_caption": found.second,
+            "change_map": quantised(strength).tolist(),
+        }
+        if found.changed:
+            window = row["transform"], self._options.tile_size, row["height"], row["width"]
+            columns["change_bbox"] = change_bbox(strength, *window)
+            if self._asked.page:
+                inside = slice(row["height"]), slice(row["width"])
+                columns |= {"before_thumbnail": thumbnail(before[inside]), "after_thumbnail": thumbnail(after[inside])}
+        return columns
 
 
-_FOUND = ("caption", "changed", "change_probability", "caption_logprob")
+class ReadingCaptioner(Captioner):
+    """A captioner that reads its tiles itself, as those without a GPU do: no pixels are copied between processes."""
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:  # type: ignore[override]
+        """An index block to tables of schema STAGED, one for each batch."""
+        for tiles in read_pixels(block, self._options.tile_size, self._options.reading, self._asked.batch):
+            yield super().__call__(tiles)
 
 
-def images(column: pa.ChunkedArray, size: int) -> np.ndarray:
+def images(column: pa.ChunkedArray, size: int) -> Images:
     """Raw pixels to uint8 B size size 3."""
     return np.stack([np.frombuffer(raw.as_buffer(), np.uint8).reshape(size, size, 3) for raw in column])
 
 
-def stamped(rows: pa.Table, options: CaptionOptions, digest: str) -> pa.Table:
-    """`rows` with the model's identity and the time, conforming to CAPTION; columns still unknown are null."""
-    stamps = {
+def stamps(options: CaptionOptions, digest: str) -> dict[str, Any]:
+    """The columns that say which model a row is of, and when it was made."""
+    return {
         "model_name": options.model_name,
         "model_version": options.model_version,
         "model_digest": digest,
         "captioned_at": datetime.now(UTC),
     }
-    for name, value in stamps.items():
-        rows = rows.append_column(CAPTION.field(name), [pa.array([value] * len(rows), CAPTION.field(name).type)])
-    return conform(rows, CAPTION, "captions", optional=CAPTION.names)

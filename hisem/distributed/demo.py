@@ -16,9 +16,11 @@ import pyarrow as pa
 from hisem import storage, tracking
 from hisem.archive.catalogue import read_catalogue
 from hisem.archive.synthetic import SyntheticConfig, generate, named_kinds
+from hisem.captions.options import Captioning
 from hisem.distributed.archive import shard_archive
-from hisem.distributed.captioner import CaptionOptions, CaptionSummary, caption_archive
+from hisem.distributed.captioner import CaptionOptions
 from hisem.distributed.evaluator import Evaluation, draw_explanations, draw_samples, evaluate
+from hisem.distributed.nightly import Outcome, caption_archive
 from hisem.distributed.trainer import TrainOptions, TrainSummary, train
 from hisem.report.archive_sheet import write_archive_sheet
 from hisem.training.evaluation import TileResult
@@ -36,7 +38,7 @@ class DemoSummary:
 
     evaluation: Evaluation
     kinds: float
-    captions: CaptionSummary
+    captions: Outcome
     training: TrainSummary
     seconds: dict[str, float]
     tracking: str
@@ -119,7 +121,14 @@ def _train(root: str, shards: str, uri: str) -> TrainSummary:
 
 
 def _caption_options(root: str, bundle: str) -> CaptionOptions:
-    return CaptionOptions(storage.join(root, "table"), Path(bundle), "hisem", "demo", ARCHIVE.tile_size, batch_size=64)
+    return CaptionOptions(
+        storage.join(root, "table"),
+        Path(bundle),
+        "hisem",
+        "demo",
+        ARCHIVE.tile_size,
+        captioning=Captioning(batch_size=64),
+    )
 
 
 def _log_scores(

@@ -20,8 +20,9 @@ from hisem.archive.tiles import read_tiles, shard_table
 from hisem.captions import table as captions
 from hisem.distributed import budget, session
 from hisem.distributed.archive import read_archive, require_reader
-from hisem.distributed.captioner import Captioner, CaptionOptions, read_pixels, remaining, require_captioners
+from hisem.distributed.captioner import Captioner, CaptionOptions, read_pixels, with_captioners
 from hisem.distributed.index import cut, index_archive, join_ranges, measure_pairs, pairs_of
+from hisem.distributed.nightly import find_work
 from hisem.distributed.shipping import Shipped, ship
 from hisem.errors import StorageError
 from hisem.model.bundle import digest as bundle_digest
@@ -97,40 +98,42 @@ def forecast_shards(
         cpus = int(budget.most()["CPU"])
         hours = _hours(index, sample, indexing, cpus, sample.reading / max(sample.tiles, 1) / cpus)
         told = f"{sample.tiles} tiles were read and encoded, {_per_tile(sample.reading, sample)} of one CPU"
-        return _forecast(pairs, index, 0, failed, tile_size, hours, _assumption(told, cpus))
+        reasons = failed.column("error").to_pylist()
+        return _forecast(pairs, index, 0, reasons, tile_size, hours, _assumption(told, cpus))
 
 
 def forecast_captions(catalogue: pa.Table, options: CaptionOptions) -> Forecast:
     """What `caption_archive` would do, but for rows that an interrupted run has staged. Raises what that raises."""
-    captions.captioned_tiles(options.output, "")
+    captions.require_table(options.output)
     captions.refuse_other_settings(options.output, options.reading.pixel_settings())
     digest = bundle_digest(options.model)
     with session.cluster():
-        require_captioners(options)
+        options = with_captioners(options)
+        asked = options.captioning
+        captioners = asked.captioners or 1
         began = time.perf_counter()
-        index, failed = index_archive(catalogue, options.tile_size, options.reading)
+        work = find_work(catalogue, options, digest, None)
         indexing = time.perf_counter() - began
-        todo, broken = remaining(index, failed, options.output, digest)
-        task = ray.remote(num_cpus=1, num_gpus=1 if options.gpu else 0)(_caption)
-        parts = [list(part) for part in np.array_split(np.arange(BLOCKS), min(options.captioners, BLOCKS))]
-        blocks = list(_spread(todo, options.batch_size))
+        task = ray.remote(num_cpus=asked.cpus, num_gpus=1 if asked.gpu else 0)(_caption)
+        parts = [list(part) for part in np.array_split(np.arange(BLOCKS), min(captioners, BLOCKS))]
+        blocks = list(_spread(work.todo, asked.batch))
         shipped = ship(options.model)
         shares = [[blocks[number] for number in part if number < len(blocks)] for part in parts]
         sample = _total(ray.get([task.remote(share, shipped, options, digest) for share in shares if share]))
         cpus = int(budget.most()["CPU"])
         tiles = max(sample.tiles, 1)
         reading, captioning = sample.reading / tiles, sample.captioning / tiles
-        if options.gpu:  # readers beside the captioners feed them
-            slowest = max(reading / max(cpus - options.captioners, 1), captioning / options.captioners)
+        if asked.gpu:  # readers beside the captioners feed them
+            slowest = max(reading / max(cpus - captioners * asked.cpus, 1), captioning / captioners)
         else:
-            slowest = (reading + captioning) / options.captioners
-        hours = _hours(todo, sample, indexing, cpus, slowest)
+            slowest = (reading + captioning) / captioners
+        hours = _hours(work.todo, sample, indexing, cpus, slowest)
         told = (
             f"{sample.tiles} tiles took {_per_tile(sample.reading, sample)} to read and "
-            f"{_per_tile(sample.captioning, sample)} to caption, by {options.captioners} captioner(s)"
+            f"{_per_tile(sample.captioning, sample)} to caption, by {captioners} captioner(s)"
         )
-        already = len(index) + len(failed) - len(todo) - len(broken)
-        return _forecast(catalogue, todo, already, failed, options.tile_size, hours, _assumption(told, cpus))
+        failed = work.broken.column("error").to_pylist()
+        return _forecast(catalogue, work.todo, work.already, failed, options.tile_size, hours, _assumption(told, cpus))
 
 
 def _spread(index: pa.Table, tiles: int) -> list[pa.Table]:
@@ -202,14 +205,14 @@ def _assumption(told: str, cpus: int) -> str:
 
 
 def _forecast(
-    pairs: pa.Table, todo: pa.Table, already: int, failed: pa.Table, tile_size: int, hours: float, assumption: str
+    pairs: pa.Table, todo: pa.Table, already: int, failed: list[str], tile_size: int, hours: float, assumption: str
 ) -> Forecast:
     size, unsized = _raster_bytes(pairs)
     return Forecast(
         pairs=len(pairs),
         tiles=len(todo),
         already=already,
-        failed=dict(Counter(failed.column("error").to_pylist()).most_common()),
+        failed=dict(Counter(failed).most_common()),
         raster_bytes=size,
         unsized=unsized,
         pixel_bytes=2 * 3 * tile_size**2 * len(todo),

@@ -53,7 +53,7 @@ def render_morning(rows: pa.Table, title: str, summary: Mapping[str, object], re
     `height` by `width` pixels, without padding. Where `MAX_TILES` or `MAX_THUMBNAILS` leave something out, the page
     says what. Raises `SchemaError` for rows of another schema.
     """
-    rows = _ordered(conform(rows, STAGED, "the page of the night"))
+    rows = ordered(conform(rows, STAGED, "the page of the night"))
     shown = rows.slice(0, MAX_TILES)
     columns = _columns(shown)
     places, pictures, unpictured = _pictures(shown)
@@ -91,7 +91,7 @@ def _json(value: object) -> str:
     return text.replace("<", "\\u003c")
 
 
-def _ordered(rows: pa.Table) -> pa.Table:
+def ordered(rows: pa.Table) -> pa.Table:
     """The rows in the page's order, with their place in `KINDS` as the column `kind`."""
     status = rows.column("status")
     kind = pc.case_when(

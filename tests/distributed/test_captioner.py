@@ -1,9 +1,11 @@
 """Captioning and scoring on Ray, against the model in a plain loop."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,24 +16,27 @@ import ray
 import shapely
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 from hisem import storage
 from hisem.archive.catalogue import read_catalogue, write_catalogue
 from hisem.archive.index import index_pair
 from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.tiles import read_tiles
-from hisem.captions.table import captioned_tiles, read_captions
+from hisem.captions.options import Captioning
+from hisem.captions.table import read_captions
 from hisem.distributed import evaluator
 from hisem.distributed.archive import shard_archive
-from hisem.distributed.captioner import Captioner, CaptionOptions, caption_archive, caption_job, read_pixels
+from hisem.distributed.captioner import Captioner, CaptionOptions, read_pixels
 from hisem.distributed.evaluator import draw_explanations, draw_samples, evaluate
+from hisem.distributed.nightly import caption_archive, caption_job
 from hisem.distributed.session import cluster
 from hisem.distributed.shipping import ship
 from hisem.errors import BundleError, ConfigError, RasterError, SchemaError, StorageError
 from hisem.model.bundle import digest
 from hisem.model.hisem import HiSem
 from hisem.report.explanation import ExplainedTile
-from hisem.schemas import CAPTION
+from hisem.schemas import CAPTION, FAILED
 from hisem.text.metrics import caption_scores
 from hisem.training.batches import image_tensor
 
@@ -43,16 +48,17 @@ def catalogue(archive):
     return read_catalogue(storage.join(archive, "with_gone.parquet"))
 
 
-def options(bundle: Path, output: Path, reading: ReadOptions = DEFAULTS) -> CaptionOptions:
-    return CaptionOptions(str(output), bundle, "tiny", "1", TILE, batch_size=8, reading=reading)
+def options(bundle: Path, output: Path, reading: ReadOptions = DEFAULTS, **captioning: Any) -> CaptionOptions:
+    asked = Captioning(batch_size=8, captioners=1, **captioning)
+    return CaptionOptions(str(output), bundle, "tiny", "1", TILE, reading=reading, captioning=asked)
 
 
 def test_rows_equal_the_model_in_a_plain_loop(catalogue, bundle, ray_cluster, tmp_path):
-    summary = caption_archive(catalogue, options(bundle, tmp_path))
+    night = caption_archive(catalogue, options(bundle, tmp_path)).night
     model = HiSem.from_pretrained(bundle)
     found = {row["tile_id"]: row for row in read_captions(str(tmp_path)).to_pylist()}
     assert len(found) == 6 * 16 + 1
-    assert summary.statuses["failed"] == 1
+    assert night.statuses["failed"] == 1
     for pair in catalogue.to_pylist():
         if pair["pair_id"] == "gone":
             continue
@@ -70,6 +76,9 @@ def test_rows_equal_the_model_in_a_plain_loop(catalogue, bundle, ray_cluster, tm
             assert row["change_probability"] == pytest.approx(caption.change_probability, abs=1e-5)
             assert row["caption_logprob"] == pytest.approx(caption.logprob, abs=1e-3)
             assert row["model_digest"] == digest(bundle)
+            assert len(row["change_map"]) == model.backbone.grid[0]
+            assert (row["change_bbox"] is not None) == caption.changed
+            assert row["second_caption"] is None
     gone = found["gone/pair"]
     assert gone["status"] == "failed"
     assert "nowhere.tif" in gone["error"]
@@ -80,27 +89,17 @@ def test_a_captioner_takes_precision_and_compilation(catalogue, bundle, ray_clus
     autocast: list[bool] = []
     caption = HiSem.caption
 
-    def spied(model, *args):
+    def spied(model, *args, **flags):
         autocast.append(torch.is_autocast_enabled("cpu"))
-        return caption(model, *args)
+        return caption(model, *args, **flags)
 
     monkeypatch.setattr(HiSem, "compile", lambda model: compiled.append(model))
     monkeypatch.setattr(HiSem, "caption", spied)
     tiles = pa.concat_tables(read_pixels(index_pair(catalogue.to_pylist()[0], TILE), TILE))
-    plain = options(bundle, tmp_path)
-    for chosen in (plain, replace(plain, precision="bf16", compile=True)):
+    for chosen in (options(bundle, tmp_path), options(bundle, tmp_path, precision="bf16", compile=True)):
         Captioner(ship(bundle), chosen, "digest")(tiles)
     assert autocast == [False, True]
     assert len(compiled) == 1
-
-
-def test_a_second_run_adds_nothing(catalogue, bundle, ray_cluster, tmp_path):
-    caption_archive(catalogue, options(bundle, tmp_path))
-    files = {path: storage.read_bytes(path) for path in storage.list_files(tmp_path / "captions")}
-    again = caption_archive(catalogue, options(bundle, tmp_path))
-    assert again.already == again.tiles == 97
-    assert sum(again.statuses.values()) == 0
-    assert {path: storage.read_bytes(path) for path in storage.list_files(tmp_path / "captions")} == files
 
 
 def test_captions_are_of_pixels_as_the_options_read_them(catalogue, bundle, ray_cluster, tmp_path):
@@ -121,29 +120,57 @@ def test_captions_are_of_pixels_as_the_options_read_them(catalogue, bundle, ray_
         options(bundle, tmp_path, ReadOptions(overlap=TILE))
 
 
-def test_only_new_pairs_are_captioned(catalogue, bundle, ray_cluster, tmp_path):
-    caption_archive(catalogue.slice(0, 2), options(bundle, tmp_path))
-    more = caption_archive(catalogue.slice(0, 4), options(bundle, tmp_path))
-    assert (more.already, sum(more.statuses.values())) == (32, 32)
-    assert len(captioned_tiles(str(tmp_path), digest(bundle))) == 64
+def test_a_tile_on_which_the_model_fails_is_a_row_and_no_other_is(catalogue, bundle, monkeypatch, tmp_path):
+    """A batch that fails is tried in halves, down to the tile."""
+    tiles = pa.concat_tables(read_pixels(index_pair(catalogue.to_pylist()[0], TILE), TILE))
+    captioner = Captioner(ship(bundle), options(bundle, tmp_path), "digest")
+    expected = captioner(tiles).to_pylist()
+    before = np.frombuffer(tiles.column("before_pixels")[5].as_py(), np.uint8)
+    caption, sizes = HiSem.caption, []
+
+    def failing(model, older, newer, *args, **flags):
+        sizes.append(len(older))
+        if any(np.array_equal(image.permute(1, 2, 0).flatten().numpy(), before) for image in older):
+            raise torch.OutOfMemoryError("out of memory\nand more")
+        return caption(model, older, newer, *args, **flags)
+
+    monkeypatch.setattr(HiSem, "caption", failing)
+    found = captioner(tiles).to_pylist()
+    assert max(sizes) == 16
+    for number, (row, good) in enumerate(zip(found, expected, strict=True)):
+        if number == 5:
+            assert row["status"] == FAILED
+            assert row["error"] == "the model failed on this tile, alone too (OutOfMemoryError: out of memory)."
+            assert row["caption"] is None
+        else:
+            assert (row["status"], row["caption"]) == (good["status"], good["caption"])
 
 
-def test_a_pair_that_opens_again_takes_its_failed_row_back(archive, bundle, ray_cluster, tmp_path):
-    scene = read_catalogue(storage.join(archive, "catalogue.parquet")).slice(0, 1)
-    row = scene.to_pylist()[0]
-    moved = tmp_path / "after.tif"
-    late = pa.Table.from_pylist([{**row, "after": [str(moved)]}], schema=scene.schema)
-    output = options(bundle, tmp_path / "out")
-    assert caption_archive(late, output).statuses["failed"] == 1
-    shutil.copy(row["after"][0], moved)
-    assert caption_archive(late, output).statuses["ok"] == 16
-    rows = read_captions(str(tmp_path / "out"))
-    assert sorted(rows.column("tile_id").to_pylist()) == sorted(index_pair(row, TILE).column("tile_id").to_pylist())
-    moved.rename(tmp_path / "away.tif")  # an outage of a night, after which nothing is left of it
-    caption_archive(late, output)
-    (tmp_path / "away.tif").rename(moved)
-    caption_archive(late, output)
-    assert read_captions(str(tmp_path / "out")).num_rows == 16
+def test_an_output_that_is_not_finite_is_a_failed_row(catalogue, bundle, monkeypatch, tmp_path):
+    tiles = pa.concat_tables(read_pixels(index_pair(catalogue.to_pylist()[0], TILE), TILE))
+    caption = HiSem.caption
+
+    def broken(*args, **flags):
+        return [replace(one, logprob=float("nan")) for one in caption(*args, **flags)]
+
+    monkeypatch.setattr(HiSem, "caption", broken)
+    rows = Captioner(ship(bundle), options(bundle, tmp_path), "digest")(tiles)
+    assert set(rows.column("status").to_pylist()) == {FAILED}
+    assert "not finite" in rows.column("error")[0].as_py()
+
+
+def test_changed_tiles_bring_small_pictures_where_a_page_is_made(catalogue, bundle, tmp_path):
+    tiles = pa.concat_tables(read_pixels(index_pair(catalogue.to_pylist()[0], TILE), TILE))
+    rows = Captioner(ship(bundle), options(bundle, tmp_path), "digest")(tiles).to_pylist()
+    for row, image in zip(rows, tiles.column("after_pixels").to_pylist(), strict=True):
+        if row["changed"]:
+            with Image.open(io.BytesIO(row["after_thumbnail"])) as picture:
+                pixels = np.frombuffer(image, np.uint8).reshape(TILE, TILE, 3)
+                assert np.abs(np.asarray(picture).astype(int) - pixels).mean() < 12
+        else:
+            assert row["after_thumbnail"] is None
+    without = Captioner(ship(bundle), options(bundle, tmp_path, page=False), "digest")(tiles)
+    assert without.column("after_thumbnail").null_count == len(without)
 
 
 def test_a_bundle_that_does_not_fit_is_told_before_ray(catalogue, bundle, shards, archive, tmp_path):
@@ -188,6 +215,7 @@ def test_an_output_of_another_schema_is_refused_and_kept(catalogue, bundle, ray_
         caption_archive(catalogue, options(bundle, tmp_path))
     assert storage.read_bytes(foreign) == content
     assert storage.list_files(tmp_path) == [foreign]
+    assert not storage.exists(tmp_path / "_locks")
 
 
 def test_levir_cd_scenes_are_the_levir_cc_tiles(shared_data):

@@ -9,10 +9,12 @@ import pytest
 from hisem import storage
 from hisem.archive.catalogue import read_catalogue
 from hisem.archive.options import ReadOptions
+from hisem.captions.options import Captioning
 from hisem.distributed import budget
 from hisem.distributed.archive import shard_archive
-from hisem.distributed.captioner import CaptionOptions, caption_archive
+from hisem.distributed.captioner import CaptionOptions
 from hisem.distributed.forecast import Forecast, Sample, _hours, forecast_captions, forecast_shards
+from hisem.distributed.nightly import caption_archive
 from hisem.errors import ResourceError, StorageError
 
 TILE = 32
@@ -45,7 +47,7 @@ def test_what_would_be_sharded(archive, ray_cluster, options):
 def test_what_would_be_captioned_leaves_the_output_alone(archive, bundle, ray_cluster, tmp_path):
     catalogue = storage.join(archive, "with_gone.parquet")
     pairs = read_catalogue(catalogue)
-    options = CaptionOptions(str(tmp_path / "out"), bundle, "tiny", "1", TILE, batch_size=8)
+    options = CaptionOptions(str(tmp_path / "out"), bundle, "tiny", "1", TILE, captioning=Captioning(batch_size=8))
     checked(forecast_captions(pairs, options), catalogue, 6 * 16)
     assert not (tmp_path / "out").exists()
     caption_archive(pairs.slice(0, 2), options)

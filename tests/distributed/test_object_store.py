@@ -9,7 +9,8 @@ from hisem.archive.catalogue import read_catalogue
 from hisem.archive.synthetic import SyntheticConfig, generate
 from hisem.captions.table import read_captions
 from hisem.distributed.archive import read_shard_columns, shard_archive
-from hisem.distributed.captioner import CaptionOptions, caption_archive
+from hisem.distributed.captioner import CaptionOptions
+from hisem.distributed.nightly import caption_archive
 from hisem.schemas import CAPTION, SHARD
 
 TILE = 32
@@ -32,11 +33,15 @@ def test_shards_and_captions_in_a_bucket_equal_those_on_disk(bucket, bundle, tmp
         assert shard_archive(catalogue, shards, TILE, storage.join(archive, "references.parquet")) == summary
         tables["shards"].append(comparable(read_shard_columns(shards, SHARD.names), SHARD.names))
         options = CaptionOptions(storage.join(root, "table"), bundle, "hisem", "1", TILE)
-        captioned = caption_archive(read_catalogue(catalogue), options)
-        assert (captioned.already, sum(captioned.statuses.values())) == (0, 27)
-        assert caption_archive(read_catalogue(catalogue), options).already == 27
+        night = caption_archive(read_catalogue(catalogue), options).night
+        assert (night.already, sum(night.statuses.values())) == (0, 27)
+        assert caption_archive(read_catalogue(catalogue), options).night.already == 27
         tables["captions"].append(comparable(read_captions(options.output), CAPTION.names))
-        assert storage.list_files(storage.join(options.output, "_staging")) == []
+        assert (
+            storage.list_files(storage.join(options.output, "_staging"))
+            == storage.list_files(storage.join(options.output, "_locks"))
+            == []
+        )
     for local, remote in tables.values():
         assert len(local) == 27
         assert local.equals(remote)

@@ -1,0 +1,270 @@
+"""The captioning job: what it leaves out, redoes, goes on with, and tells."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from hisem import storage, tracking
+from hisem.archive.catalogue import read_catalogue
+from hisem.archive.index import index_pair
+from hisem.captions import staging
+from hisem.captions.lock import exclusive
+from hisem.captions.night import Night
+from hisem.captions.options import Captioning
+from hisem.captions.table import known_rows, read_captions
+from hisem.distributed import nightly
+from hisem.distributed.captioner import CaptionOptions, captioned
+from hisem.distributed.nightly import caption_archive
+from hisem.errors import BusyError
+from hisem.model.bundle import digest
+from hisem.model.hisem import HiSem
+from hisem.schemas import FAILED, OK
+
+TILE = 32
+
+
+@pytest.fixture
+def catalogue(archive):
+    return read_catalogue(storage.join(archive, "with_gone.parquet"))
+
+
+def options(bundle: Path, output: Path, tracked: str | None = None, **captioning: Any) -> CaptionOptions:
+    asked = Captioning(batch_size=8, captioners=1, **captioning)
+    return CaptionOptions(str(output), bundle, "tiny", "1", TILE, captioning=asked, tracking=tracked)
+
+
+def made(night: Night) -> int:
+    return sum(night.statuses.values())
+
+
+def keys(output: Path) -> Counter[tuple[str, str]]:
+    return Counter((row["tile_id"], row["model_digest"]) for row in read_captions(str(output)).to_pylist())
+
+
+def times(output: Path) -> dict[str, Any]:
+    return {row["tile_id"]: row["captioned_at"] for row in read_captions(str(output)).to_pylist()}
+
+
+class Killed(BaseException):
+    """The end of the process, wherever it comes."""
+
+
+def dying_after(parts: int, monkeypatch) -> None:
+    """End the process after so many batches have come from the captioners."""
+    real = captioned
+
+    def some(*args):
+        for number, rows in enumerate(real(*args)):
+            if number == parts:
+                raise Killed
+            yield rows
+
+    monkeypatch.setattr(nightly, "captioned", some)
+    monkeypatch.setattr(nightly, "STAGE_ROWS", 1)
+
+
+def test_a_second_run_adds_nothing(catalogue, bundle, ray_cluster, tmp_path):
+    caption_archive(catalogue, options(bundle, tmp_path))
+    files = {path: storage.read_bytes(path) for path in storage.list_files(tmp_path / "captions")}
+    again = caption_archive(catalogue, options(bundle, tmp_path)).night
+    assert again.already == again.tiles == 97
+    assert made(again) == 0
+    assert {path: storage.read_bytes(path) for path in storage.list_files(tmp_path / "captions")} == files
+
+
+def test_only_new_pairs_are_captioned(catalogue, bundle, ray_cluster, tmp_path):
+    caption_archive(catalogue.slice(0, 2), options(bundle, tmp_path))
+    more = caption_archive(catalogue.slice(0, 4), options(bundle, tmp_path)).night
+    assert (more.already, made(more)) == (32, 32)
+    assert len(known_rows(str(tmp_path), digest(bundle))) == 64
+
+
+def test_a_pair_that_opens_again_takes_its_failed_row_back(archive, bundle, ray_cluster, tmp_path):
+    scene = read_catalogue(storage.join(archive, "catalogue.parquet")).slice(0, 1)
+    row = scene.to_pylist()[0]
+    moved = tmp_path / "after.tif"
+    late = pa.Table.from_pylist([{**row, "after": [str(moved)]}], schema=scene.schema)
+    output = options(bundle, tmp_path / "out")
+    assert caption_archive(late, output).night.statuses["failed"] == 1
+    shutil.copy(row["after"][0], moved)
+    assert caption_archive(late, output).night.statuses["ok"] == 16
+    rows = read_captions(str(tmp_path / "out"))
+    assert sorted(rows.column("tile_id").to_pylist()) == sorted(index_pair(row, TILE).column("tile_id").to_pylist())
+    moved.rename(tmp_path / "away.tif")  # an outage of a night, after which nothing is left of it
+    caption_archive(late, output)
+    (tmp_path / "away.tif").rename(moved)
+    caption_archive(late, output)
+    assert read_captions(str(tmp_path / "out")).num_rows == 16
+
+
+def test_an_interrupted_run_goes_on_and_is_published_as_one(catalogue, bundle, ray_cluster, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        dying_after(4, patch)
+        with pytest.raises(Killed):
+            caption_archive(catalogue, options(bundle, tmp_path))
+    assert storage.list_files(tmp_path / "captions") == []
+    job = staging.open_job(str(tmp_path))
+    assert job is not None
+    staged = len(staging.staged_rows(str(tmp_path), job))
+    assert 0 < staged < 97
+    done: list[int] = []
+
+    def counted(todo, *args):
+        done.append(len(todo))
+        return captioned(todo, *args)
+
+    monkeypatch.setattr(nightly, "captioned", counted)
+    night = caption_archive(catalogue, options(bundle, tmp_path)).night
+    assert done == [97 - staged]
+    assert (night.run, made(night), night.already) == (job.run, 97, staged)
+    assert set(keys(tmp_path).values()) == {1}
+    assert sum(keys(tmp_path).values()) == 97
+    days = len({str(time)[:10] for time in catalogue.column("after_time").to_pylist()})
+    assert len(storage.list_files(tmp_path / "captions")) == days
+    assert storage.list_folders(tmp_path / "_staging") == []
+
+
+def test_what_another_run_had_finished_is_published_first(catalogue, bundle, ray_cluster, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        dying_after(4, patch)
+        with pytest.raises(Killed):
+            caption_archive(catalogue.slice(0, 2), options(bundle, tmp_path))
+    job = staging.open_job(str(tmp_path))
+    assert job is not None
+    staged = len(staging.staged_rows(str(tmp_path), job))
+    night = caption_archive(catalogue.slice(0, 3), options(bundle, tmp_path)).night
+    assert (night.already, made(night)) == (staged, 48 - staged)
+    assert sum(keys(tmp_path).values()) == 48
+    left = json.loads(storage.read_bytes(tmp_path / "_nights" / f"{job.run}.json"))
+    assert (left["status"], left["statuses"][OK] + left["statuses"]["skipped"]) == ("interrupted", staged)
+
+
+def test_recaption_replaces_the_rows_of_the_catalogue_alone(catalogue, bundle, ray_cluster, tmp_path, monkeypatch):
+    caption_archive(catalogue, options(bundle, tmp_path))
+    before, files = times(tmp_path), storage.list_files(tmp_path / "captions")
+    some = catalogue.slice(1, 2)
+    pairs = set(some.column("pair_id").to_pylist())
+    with monkeypatch.context() as patch:
+        dying_after(2, patch)
+        with pytest.raises(Killed):
+            caption_archive(some, options(bundle, tmp_path, recaption=True))
+    assert times(tmp_path) == before
+    night = caption_archive(some, options(bundle, tmp_path, recaption=True)).night
+    assert made(night) == 32
+    after = times(tmp_path)
+    assert {tile for tile in after if after[tile] != before[tile]} == {t for t in before if t.split("/")[0] in pairs}
+    assert sum(keys(tmp_path).values()) == 97
+    assert storage.list_files(tmp_path / "captions") == files
+
+
+def test_retry_failed_redoes_failed_tiles_alone(archive, bundle, ray_cluster, tmp_path):
+    scenes = read_catalogue(storage.join(archive, "catalogue.parquet"))
+    rows = scenes.slice(0, 2).to_pylist()
+    broken, gone = tmp_path / "broken.tif", tmp_path / "gone.tif"
+    whole = Path(rows[0]["after"][0]).read_bytes()
+    broken.write_bytes(whole[: len(whole) * 2 // 3])
+    rows[0]["after"], rows[1]["after"] = [str(broken)], [str(gone)]
+    some = pa.Table.from_pylist(rows, schema=scenes.schema)
+    out = tmp_path / "out"
+    first = caption_archive(some, options(bundle, out)).night
+    failed = {r["tile_id"] for r in read_captions(str(out)).to_pylist() if r["status"] == FAILED}
+    assert len(failed) > 2
+    assert f"{rows[1]['pair_id']}/pair" in failed
+    assert first.errors  # a reason a kind, not a line a tile
+    assert len(first.errors) < len(failed)
+    before = times(out)
+    assert made(caption_archive(some, options(bundle, out)).night) == 0  # failed rows are rows
+    broken.write_bytes(whole)
+    shutil.copy(scenes.slice(1, 1).to_pylist()[0]["after"][0], gone)
+    third = pa.concat_tables([some, scenes.slice(2, 1)])
+    again = caption_archive(third, options(bundle, out, retry_failed=True)).night
+    assert made(again) == len(failed) - 1 + 16  # and not the third pair, which is new
+    after = times(out)
+    assert {tile for tile in before if after.get(tile) == before[tile]} == set(before) - failed
+    assert set(after) == {t for r in rows for t in index_pair(r, TILE).column("tile_id").to_pylist()}
+    assert FAILED not in read_captions(str(out)).column("status").to_pylist()
+    assert set(keys(out).values()) == {1}
+
+
+def test_the_run_is_told_in_json_on_a_page_and_in_mlflow(catalogue, bundle, ray_cluster, tmp_path):
+    uri = tracking.sqlite_uri(str(tmp_path / "ml"))
+    outcome = caption_archive(catalogue, options(bundle, tmp_path / "out", uri))
+    rows = read_captions(str(tmp_path / "out"))
+    night = outcome.night
+    changed = pc.sum(rows.column("changed")).as_py()
+    assert (night.changed, night.statuses) == (
+        changed,
+        {name: Counter(rows.column("status").to_pylist())[name] for name in ("ok", "skipped", "failed")},
+    )
+    assert night.share_changed == pytest.approx(changed / night.statuses[OK])
+    assert night.mean_logprob == pytest.approx(pc.mean(rows.column("caption_logprob")).as_py())
+    stored = json.loads(storage.read_bytes(tmp_path / "out" / "_nights" / f"{night.run}.json"))
+    assert stored["statuses"] == night.statuses
+    assert outcome.page is not None
+    page = storage.read_bytes(outcome.page).decode()
+    assert all(text in page for text in night.captions)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("hisem")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["rows_failed"] == 1
+    assert run.data.params["model_digest"] == digest(bundle)
+    assert {file.path for file in client.list_artifacts(run.info.run_id, "night")} == {
+        "night/night.json",
+        "night/page.html",
+    }
+
+
+def test_a_tracking_store_that_fails_keeps_no_captions_back(
+    catalogue, bundle, ray_cluster, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    night = caption_archive(catalogue.slice(0, 1), options(bundle, tmp_path, "http://127.0.0.1:9")).night
+    assert night.statuses[OK] + night.statuses["skipped"] == 16
+    assert "not tracked" in caplog.text
+    assert sum(keys(tmp_path).values()) == 16
+
+
+def test_a_second_job_on_an_output_is_refused(catalogue, bundle, ray_cluster, tmp_path):
+    with exclusive(str(tmp_path), "captioning of archive.parquet"):
+        with pytest.raises(BusyError, match=r"held by captioning of archive\.parquet"):
+            caption_archive(catalogue, options(bundle, tmp_path))
+        assert storage.list_files(tmp_path) == []
+    assert made(caption_archive(catalogue.slice(0, 1), options(bundle, tmp_path)).night) == 16
+
+
+def test_sure_tiles_skip_the_decoder_and_no_other_caption_changes(catalogue, bundle, ray_cluster, tmp_path):
+    some = catalogue.slice(0, 2)
+    caption_archive(some, options(bundle, tmp_path / "whole"))
+    whole = {row["tile_id"]: row for row in read_captions(str(tmp_path / "whole")).to_pylist()}
+    threshold = HiSem.from_pretrained(bundle).change_threshold
+    below = sorted(p for r in whole.values() if (p := r["change_probability"]) is not None and p < threshold)
+    sure = below[len(below) // 2]
+    caption_archive(some, options(bundle, tmp_path / "fast", sure_unchanged=sure))
+    skipped = 0
+    for row in read_captions(str(tmp_path / "fast")).to_pylist():
+        slow = whole[row["tile_id"]]
+        if row["status"] == OK and row["caption_logprob"] is None:
+            skipped += 1
+            assert (row["caption"], row["changed"]) == ("the scene is the same as before", False)
+            assert slow["change_probability"] <= sure + 1e-5
+        else:
+            assert (row["caption"], row["changed"]) == (slow["caption"], slow["changed"])
+    assert skipped >= len(below) // 2 - 1 > 0
+
+
+def test_a_wider_beam_gives_second_captions(catalogue, bundle, ray_cluster, tmp_path):
+    caption_archive(catalogue.slice(0, 1), options(bundle, tmp_path, beam=3))
+    rows = [row for row in read_captions(str(tmp_path)).to_pylist() if row["status"] == OK]
+    assert any(row["second_caption"] for row in rows)
+    assert all(row["second_caption"] != row["caption"] for row in rows)
