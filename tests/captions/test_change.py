@@ -68,6 +68,7 @@ def test_what_is_no_strength(wrong):
 def test_boxes_are_rasterios_windows(cells, window):
     found = change_bbox(grid(8, 8, *cells), NORTH_UP[:6], 64, 64, 64)
     assert found == pytest.approx(bounds(Window(*window), NORTH_UP), abs=1e-6)
+    assert found is not None
     assert all(type(value) is float for value in found)
 
 
@@ -82,8 +83,8 @@ def test_a_cell_counts_from_three_tenths_of_the_rise_on(floor):
 @pytest.mark.parametrize(
     "transform",
     [
-        Affine.translation(5e5, 4e6) * Affine.rotation(30) * Affine.scale(2, -2),
-        Affine.translation(-3, 7) * Affine.rotation(200) * Affine.shear(15, 0),
+        Affine.translation(5e5, 4e6) @ Affine.rotation(30) @ Affine.scale(2, -2),
+        Affine.translation(-3, 7) @ Affine.rotation(200) @ Affine.shear(15, 0),
         Affine(0, 3, 100, 2, 0, -50),
         Affine.scale(1, 1),  # south is up
     ],
