@@ -38,7 +38,7 @@ class Options(cli.Common):
     dry_run: bool = False
     """Say what is to do and how long it may take, by captioning a sample; write nothing to the output."""
     tracking: str | None = None
-    """MLflow tracking URI, of models:/ and the run (default: $MLFLOW_TRACKING_URI, else SQLite under the storage root)."""
+    """MLflow tracking URI, of the run too (default: $MLFLOW_TRACKING_URI, else SQLite under the storage root)."""
 
 
 def main(options: Options) -> int:

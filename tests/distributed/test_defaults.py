@@ -16,7 +16,7 @@ import pytest
 from hisem import cli
 from hisem.archive.catalogue import read_catalogue
 from hisem.archive.pairing import WHOLE_ARCHIVE, PairRequest
-from hisem.distributed import captioner, defaults
+from hisem.distributed import nightly, defaults
 from hisem.distributed.defaults import Source, caption_source
 from hisem.errors import BundleError, ConfigError
 
@@ -137,7 +137,7 @@ def test_the_command_captions_the_pairs(
         seen.append((read_catalogue(catalogue), tile_size))
         raise BundleError("far enough")
 
-    monkeypatch.setattr(captioner, "caption_job", caption_job)
+    monkeypatch.setattr(nightly, "caption_job", caption_job)
     options = ("--model", "m", "--output", f"{tmp_path}/out", *(("--dry-run",) if dry else ()))
     assert caption("--items", items(OLD, NEW), "--max-days", "200", *options) == cli.Exit.FAILED
     ((catalogue, tile_size),) = seen
