@@ -16,7 +16,7 @@ import pytest
 from hisem import cli
 from hisem.archive.catalogue import read_catalogue
 from hisem.archive.pairing import WHOLE_ARCHIVE, PairRequest
-from hisem.distributed import nightly, defaults
+from hisem.distributed import defaults, nightly
 from hisem.distributed.defaults import Source, caption_source
 from hisem.errors import BundleError, ConfigError
 

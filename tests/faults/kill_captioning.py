@@ -1,0 +1,241 @@
+"""Kill the captioning job again and again, and look after its table: each tile one row, and no reader sees worse.
+
+    python -m tests.faults.kill_captioning --times 200 --output DIR
+
+`--output` is a folder, or a URI in a bucket whose server the environment names. Each kill ends the driver with all that
+it has started, a captioner, a node of a cluster, or the driver at the moment when the first file of a publication
+appears. The moments are drawn from `--seed`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.dataset as ds
+import torch
+
+from hisem import storage
+from hisem.archive.catalogue import read_catalogue, write_catalogue
+from hisem.archive.synthetic import SyntheticConfig, generate
+from hisem.captions import staging
+from hisem.model.hisem import HiSem
+from hisem.text.vocabulary import SPECIALS, Vocabulary
+from hisem.training.presets import preset
+from tests.distributed.conftest import TILE, TINY
+
+ROOT = Path(__file__).parents[2]
+Kind = Literal["driver", "captioner", "node", "publishing"]
+COLUMNS = ("tile_id", "model_digest", "status", "caption", "captioned_at")
+
+
+def make_inputs(folder: Path, scenes: int = 6) -> tuple[str, str]:
+    """A catalogue of synthetic pairs, one of which is missing and one cut short, and a bundle of a random model."""
+    config = SyntheticConfig(scenes=scenes, tile_size=TILE, scene_tiles=8, val_share=0.17, test_share=0.17)
+    generate(config, str(folder / "archive"))
+    catalogue = read_catalogue(str(folder / "archive" / "catalogue.parquet"))
+    rows = catalogue.to_pylist()
+    rows[0]["after"] = [str(folder / "nowhere.tif")]
+    whole = Path(rows[1]["after"][0]).read_bytes()
+    (folder / "cut.tif").write_bytes(whole[: len(whole) // 2])
+    rows[1]["after"] = [str(folder / "cut.tif")]
+    path = str(folder / "catalogue.parquet")
+    write_catalogue(catalogue.from_pylist(rows, schema=catalogue.schema), path)
+    torch.manual_seed(0)
+    words = Vocabulary((*SPECIALS, *(f"w{number}" for number in range(20))))
+    HiSem(preset("demo", TINY).model, words, pretrained=False).eval().save_pretrained(folder / "bundle")
+    return path, str(folder / "bundle")
+
+
+class Reader(threading.Thread):
+    """Reads the published table over and over, as one who knows nothing of the job, and remembers what it saw wrong."""
+
+    def __init__(self, output: str) -> None:
+        super().__init__(daemon=True)
+        self.output, self.looks, self.most = output, 0, 0
+        self.wrong: list[str] = []
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        while not self._over.wait(0.05):
+            self.look()
+
+    def look(self) -> None:
+        """One look at the whole table."""
+        try:
+            found = rows_of(self.output)
+        except Exception as error:  # noqa: BLE001 - whatever a reader meets is what is looked for
+            self.wrong.append(f"{type(error).__name__}: {error}")
+            return
+        doubled = [key for key, count in Counter((r["tile_id"], r["model_digest"]) for r in found).items() if count > 1]
+        if doubled:
+            self.wrong.append(f"{len(doubled)} keys are there more than once, {doubled[0]} for one")
+        if len(found) < self.most:
+            self.wrong.append(f"{self.most - len(found)} rows are gone")
+        self.looks, self.most = self.looks + 1, max(self.most, len(found))
+
+    def end(self) -> None:
+        """Stop, after a last look."""
+        self._over.set()
+        self.join()
+        self.look()
+
+
+def rows_of(output: str) -> list[dict[str, Any]]:
+    """The published rows, by pyarrow's own dataset."""
+    fs, path = storage.filesystem(storage.join(output, "captions"))
+    if not storage.list_files(storage.join(output, "captions"), ".parquet"):
+        return []
+    return ds.dataset(path, format="parquet", filesystem=fs).to_table(list(COLUMNS)).to_pylist()
+
+
+def staged(output: str) -> int:
+    """Rows that are put aside."""
+    job = staging.open_job(output)
+    return 0 if job is None else len(staging.staged_rows(output, job, ["tile_id", "model_digest", "captioned_at"]))
+
+
+@dataclass
+class Kills:
+    """A job on one catalogue that is killed; `counts` are the kills by kind."""
+
+    catalogue: str
+    bundle: str
+    scratch: Path
+    variables: dict[str, str] = field(default_factory=dict)
+    kill_node: Callable[[], None] | None = None
+    """Take a node of the cluster away, and bring another one."""
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def start(self, output: str) -> subprocess.Popen[bytes]:
+        """The job, in a process group of its own."""
+        command = [sys.executable, str(ROOT / "pipelines" / "caption.py"), "--catalog", self.catalogue]
+        command += ["--model", self.bundle, "--output", output, "--tile-size", str(TILE), "--batch-size", "4"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "HISEM_STORAGE": str(self.scratch / "home")}
+        with (self.scratch / "log").open("ab") as log:
+            return subprocess.Popen(
+                command, env=environment | self.variables, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def finish(self, output: str) -> str:
+        """Run the job to its end; what it printed. Failed tiles make that end with 3, none to do with 0."""
+        (self.scratch / "log").write_bytes(b"")
+        code = self.start(output).wait()
+        text = (self.scratch / "log").read_text()
+        assert code in (0, 3), text
+        return text
+
+    def kill(self, output: str, kind: Kind, after: float) -> bool:
+        """Start the job, and kill `after` so many seconds, at sight of a published file at the latest for a driver.
+
+        True where it was killed before it had ended; a captioner or a node that dies ends no job.
+        """
+        there = len(storage.list_files(storage.join(output, "captions")))
+        process, until = self.start(output), time.monotonic() + after
+        while process.poll() is None:
+            if kind == "publishing":
+                if len(storage.list_files(storage.join(output, "captions"))) > there:
+                    break
+            elif time.monotonic() > until and self._hit(kind):
+                self.counts[kind] += 1
+                process.wait()
+                return False
+            elif kind == "driver" and time.monotonic() > until:
+                break
+            time.sleep(0.001 if kind == "publishing" else 0.02)
+        killed = process.poll() is None
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        self.counts[kind] += killed
+        return killed
+
+    def _hit(self, kind: Kind) -> bool:
+        """Kill a captioner or a node; False where there is none yet."""
+        if kind == "node" and self.kill_node and captioners():
+            self.kill_node()
+            return True
+        if kind == "captioner" and (found := captioners()):
+            os.kill(found[0], signal.SIGKILL)
+            return True
+        return False
+
+
+def captioners() -> list[int]:
+    """Numbers of the processes that caption."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if re.search(rb"ray::.*Captioner", (path / "cmdline").read_bytes()):
+                found.append(int(path.name))
+    return found
+
+
+def kill_often(kills: Kills, root: str, times: int, seed: int, kinds: list[Kind], say: Callable[[str], None]) -> None:
+    """Kill the job so many times, on one output after another as each is done, and hold every output against the truth.
+
+    The truth is the table of an undisturbed run. Raises `AssertionError` where a row differs, is missing or doubled, a
+    reader saw worse, or work was done again.
+    """
+    began = time.monotonic()
+    kills.finish(storage.join(root, "whole"))
+    whole = {row["tile_id"]: (row["status"], row["caption"]) for row in rows_of(storage.join(root, "whole"))}
+    longest = time.monotonic() - began
+    say(f"undisturbed: {len(whole)} rows in {longest:.1f} s")
+    draw, done, number = random.Random(seed), 0, 0
+    while done < times:
+        output = storage.join(root, f"killed-{number}")
+        reader = Reader(output)
+        reader.start()
+        ended = False
+        while not ended and done < times:
+            kind = draw.choice(kinds)
+            ended = not kills.kill(output, kind, draw.uniform(0, longest))
+            done += 1
+            say(f"{done}: {kind}, {staged(output)} rows aside, {len(rows_of(output))} published")
+        kept = staged(output)
+        published = len(rows_of(output))
+        text = kills.finish(output)
+        for line in re.findall(r"captioned \d+ of (\d+) tiles", text):
+            assert int(line) <= len(whole) - max(kept, published), f"work was done again: {text}"
+        reader.end()
+        assert not reader.wrong, reader.wrong[:3]
+        found = {row["tile_id"]: (row["status"], row["caption"]) for row in rows_of(output)}
+        assert found == whole, {
+            tile: (found.get(tile), whole[tile]) for tile in whole if found.get(tile) != whole[tile]
+        }
+        say(f"output {number}: {len(found)} rows as they should be, {reader.looks} looks of a reader")
+        number += 1
+    say(f"kills: {dict(kills.counts)}")
+
+
+def main() -> None:
+    """The command."""
+    import argparse
+    import tempfile
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=200)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        catalogue, bundle = make_inputs(Path(folder))
+        kinds: list[Kind] = ["driver", "driver", "captioner", "publishing"]
+        kill_often(Kills(catalogue, bundle, Path(folder)), given.output, given.times, given.seed, kinds, print)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""The captioning job is killed at moments drawn from a seed, and its table is what it would have been."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hisem import storage
+from tests.faults.kill_captioning import Kills, kill_often, make_inputs
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def test_killed_six_times_each_tile_has_one_row_in_a_folder_and_in_a_bucket(bucket: str, tmp_path: Path) -> None:
+    catalogue, bundle = make_inputs(tmp_path, scenes=4)
+    kills = Kills(catalogue, bundle, tmp_path)
+    told: list[str] = []
+    kill_often(kills, str(tmp_path / "out"), 3, 0, ["driver", "publishing", "captioner"], told.append)
+    kill_often(kills, storage.join(bucket, "out"), 3, 1, ["driver", "publishing", "captioner"], told.append)
+    assert sum(kills.counts.values()) >= 4, told  # the others had ended before
