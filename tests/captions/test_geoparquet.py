@@ -146,12 +146,15 @@ def test_rows_without_footprint_come_last_by_tile() -> None:
 
 
 def test_the_same_rows_in_any_order_give_the_same_bytes() -> None:
-    rows = few()
+    long = [f"{number:02000}" for number in range(5000)]  # of which a row group has many pages
+    rows = pa.concat_tables([few(), captions([f"p/{n}" for n in range(5000)], [square(9, 53, 1)] * 5000, error=long)])
     wanted = encoded(arranged(rows))
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(len(rows))
         chunks = pa.concat_tables([rows.take(order[:2]), rows.take(order[2:])])
         assert encoded(arranged(chunks.replace_schema_metadata({"of": "another writer"}))) == wanted
+    parts = arranged(rows)
+    assert encoded(pa.concat_tables([parts.slice(first, 97) for first in range(0, len(parts), 97)])) == wanted
 
 
 def test_the_metadata_are_those_of_geoparquet() -> None:

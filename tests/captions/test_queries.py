@@ -38,7 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A home directory for `~`, in which DuckDB finds its spatial extension installed."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (packed,) = Path(duckdb_extension_spatial.__file__).parent.rglob("*.duckdb_extension")
-    (platform,) = duckdb.execute("PRAGMA platform").fetchone() or ()
+    ((platform,),) = duckdb.execute("PRAGMA platform").fetchall()
     installed = tmp_path / "extensions" / f"v{duckdb.__version__}" / platform
     installed.mkdir(parents=True)
     (installed / packed.name).symlink_to(packed)
