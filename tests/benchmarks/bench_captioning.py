@@ -5,8 +5,8 @@
 Rate and kill: the paper's model with random weights that says 20 words of every tile, on synthetic scenes of
 256-pixel tiles without nodata, about half of them told changed. The job reads GeoTIFF and writes Parquet with its
 defaults: a captioner with one thread for each CPU, page on. The bare model gets the same tiles in memory, before and
-after the job. A captioner works on a block of up to 128 tiles at a time, so that fewer blocks than CPUs leave captioners
-idle: the table says how many there are.
+after the job. A captioner works on a block of up to 128 tiles at a time, so that captioners are idle where there are
+fewer blocks than CPUs: the table says how many there are.
 
 Memory: a tiny model on 32-pixel tiles, each number of tiles in a process of its own, watched with all its offspring.
 """
@@ -88,9 +88,6 @@ def main(options: Options) -> None:
     measures = {"rate": rate, "memory": memory, "kill": kill}
     for part in options.parts:
         Console(width=120).print(measures[part](options))
-
-
-# Rate
 
 
 def rate(options: Options) -> Table:
@@ -193,9 +190,6 @@ def steady_rate(stamps: list[datetime], captioners: int) -> float | None:
     return sum(counts[captioners:]) / (times[-1].timestamp() - since)
 
 
-# Memory
-
-
 def memory(options: Options) -> Table:
     """Peaks of the driver and of the largest captioner."""
     folder = Path(options.output, "small")
@@ -256,20 +250,16 @@ def offspring(pid: int) -> list[int]:
     return found
 
 
-# Kill
-
-
 def kill(options: Options) -> Table:
     """Seconds that a kill half-way and a second run cost over a run undisturbed."""
     catalogue, bundle = full_size(options)
     store = tracking.sqlite_uri(options.output)
     tracking.start_run(store, "store made").end()  # which takes seconds, once
-    undisturbed = command(catalogue, bundle, fresh(options, "undisturbed"), store)
+    undisturbed, output = (fresh(options, name) for name in ("undisturbed", "killed"))
     began = time.perf_counter()
-    subprocess.run(undisturbed, check=True, capture_output=True)
+    subprocess.run(command(catalogue, bundle, undisturbed, store), check=True, capture_output=True)
     alone = time.perf_counter() - began
 
-    output = fresh(options, "killed")
     again = command(catalogue, bundle, output, store)
     began = time.perf_counter()
     log = Path(options.output, "killed.log")
@@ -286,7 +276,7 @@ def kill(options: Options) -> Table:
     subprocess.run(again, check=True, capture_output=True)
     rerun = time.perf_counter() - began
 
-    tables = [sorted(read_captions(each).column("tile_id").to_pylist()) for each in (undisturbed[OUTPUT], output)]
+    tables = [sorted(read_captions(each).column("tile_id").to_pylist()) for each in (undisturbed, output)]
     assert tables[0] == tables[1], "the tables differ"
     table = Table(title=f"a kill of the job's process group, {options.preset}, {len(tables[0])} tiles")
     table.add_column("what")
@@ -299,16 +289,10 @@ def kill(options: Options) -> Table:
     return table
 
 
-OUTPUT = 7
-
-
 def command(catalogue: str, bundle: Path, output: str, store: str) -> list[str]:
-    """The command that captions; its word number OUTPUT is the output."""
+    """The command that captions."""
     words = [sys.executable, str(CAPTION), "--catalog", catalogue, "--model", str(bundle), "--output", output]
     return [*words, "--tile-size", str(TILE), "--tracking", store]
-
-
-# Archive and models
 
 
 def full_size(options: Options) -> tuple[str, Path]:
