@@ -40,8 +40,8 @@ def main(options: Options) -> int:
     show(counts_table("Seconds", {**done.seconds, "together": sum(done.seconds.values())}))
     print(
         f"captions:  {done.captions.night.output}/captions (Parquet)\n"
-        f"           python -c \"import pandas as pd; print(pd.read_parquet('{done.captions.night.output}/captions')"
-        "[['tile_id', 'changed', 'caption']])\"\n"
+        f"           python -c \"import pandas as pd; print(pd.read_parquet('{done.captions.night.output}/captions', "
+        "columns=['tile_id', 'changed', 'caption']))\"\n"
         f"page:      {done.captions.page}\n"
         f"model:     {done.training.bundle}\n"
         f"picture:   {done.picture}\n"

@@ -154,7 +154,7 @@ def test_an_interrupted_run_goes_on_and_is_published_as_one(catalogue, bundle, r
 
 def test_what_another_run_had_finished_is_published_first(catalogue, bundle, ray_cluster, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        dying_after(4, patch)
+        dying_after(2, patch)
         with pytest.raises(Killed):
             caption_archive(catalogue.slice(0, 2), options(bundle, tmp_path))
     job = staging.open_job(str(tmp_path))

@@ -183,17 +183,33 @@ def captioners() -> list[int]:
     return found
 
 
-def kill_often(kills: Kills, root: str, times: int, seed: int, kinds: list[Kind], say: Callable[[str], None]) -> None:
-    """Kill the job so many times, on one output after another as each is done, and hold every output against the truth.
+Truth = dict[str, tuple[str, str | None]]
+"""Status and caption of each tile."""
 
-    The truth is the table of an undisturbed run. Raises `AssertionError` where a row differs, is missing or doubled, a
-    reader saw worse, or work was done again.
-    """
+
+def undisturbed(kills: Kills, root: str, say: Callable[[str], None]) -> tuple[Truth, float]:
+    """The table of a run that nobody kills, and its seconds."""
     began = time.monotonic()
     kills.finish(storage.join(root, "whole"))
     whole = {row["tile_id"]: (row["status"], row["caption"]) for row in rows_of(storage.join(root, "whole"))}
-    longest = time.monotonic() - began
-    say(f"undisturbed: {len(whole)} rows in {longest:.1f} s")
+    say(f"undisturbed: {len(whole)} rows in {time.monotonic() - began:.1f} s")
+    return whole, time.monotonic() - began
+
+
+def kill_often(
+    kills: Kills,
+    root: str,
+    times: int,
+    seed: int,
+    kinds: list[Kind],
+    truth: tuple[Truth, float],
+    say: Callable[[str], None],
+) -> None:
+    """Kill the job so many times, on one output after another as each is done, and hold every output to the truth.
+
+    Raises `AssertionError` where a row differs, is missing or doubled, a reader saw worse, or work was done again.
+    """
+    whole, longest = truth
     draw, done, number = random.Random(seed), 0, 0
     while done < times:
         output = storage.join(root, f"killed-{number}")
@@ -234,7 +250,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         catalogue, bundle = make_inputs(Path(folder))
         kinds: list[Kind] = ["driver", "driver", "captioner", "publishing"]
-        kill_often(Kills(catalogue, bundle, Path(folder)), given.output, given.times, given.seed, kinds, print)
+        kills = Kills(catalogue, bundle, Path(folder))
+        truth = undisturbed(kills, given.output, print)
+        kill_often(kills, given.output, given.times, given.seed, kinds, truth, print)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hisem import storage
-from tests.faults.kill_captioning import Kills, kill_often, make_inputs
+from tests.faults.kill_captioning import Kills, Kind, kill_often, make_inputs, undisturbed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -16,6 +16,8 @@ def test_killed_six_times_each_tile_has_one_row_in_a_folder_and_in_a_bucket(buck
     catalogue, bundle = make_inputs(tmp_path, scenes=4)
     kills = Kills(catalogue, bundle, tmp_path)
     told: list[str] = []
-    kill_often(kills, str(tmp_path / "out"), 3, 0, ["driver", "publishing", "captioner"], told.append)
-    kill_often(kills, storage.join(bucket, "out"), 3, 1, ["driver", "publishing", "captioner"], told.append)
+    truth = undisturbed(kills, str(tmp_path / "out"), told.append)
+    kinds: list[Kind] = ["driver", "publishing", "captioner"]
+    kill_often(kills, str(tmp_path / "out"), 3, 0, kinds, truth, told.append)
+    kill_often(kills, storage.join(bucket, "out"), 3, 1, kinds, truth, told.append)
     assert sum(kills.counts.values()) >= 4, told  # the others had ended before
