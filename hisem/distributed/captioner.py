@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import ray.data
 import torch
 
+from hisem.archive.blocks import TILES_PER_BLOCK
 from hisem.archive.grid import require_tiling
 from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.tiles import Tile, read_tiles
@@ -89,7 +90,7 @@ def captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterator
     context = ray.data.DataContext.get_current()
     usual, context.target_max_block_size = context.target_max_block_size, 1  # each batch comes out when it is done
     try:
-        dataset = tile_blocks(index, reading)
+        dataset = tile_blocks(index, reading, _tiles_a_block(len(index), asked))
         if asked.gpu:
             dataset = dataset.map_batches(
                 lambda block: read_pixels(block, size, reading), batch_format="pyarrow", batch_size=None
@@ -108,6 +109,12 @@ def captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterator
         context.target_max_block_size = usual
     for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield rows.cast(STAGED)
+
+
+def _tiles_a_block(tiles: int, asked: Captioning) -> int:
+    """Tiles that a captioner is given at once: not so many that in a small archive others have none."""
+    shares = 2 * (asked.captioners or 1)
+    return min(TILES_PER_BLOCK, max(asked.batch, math.ceil(tiles / shares)))
 
 
 def read_pixels(

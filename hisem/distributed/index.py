@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
-from hisem.archive.blocks import number_blocks
+from hisem.archive.blocks import TILES_PER_BLOCK, number_blocks
 from hisem.archive.index import INDEX_WITH_LATTICES, index_with_lattices
 from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.reader import RANGES, range_columns
@@ -79,17 +79,17 @@ def index_pairs(pairs: pa.Table, tile_size: int, options: ReadOptions) -> pa.Tab
         return pa.concat_tables(threads.map(rows_of, pairs.to_pylist()))
 
 
-def tile_blocks(index: pa.Table, options: ReadOptions = DEFAULTS) -> ray.data.Dataset:
+def tile_blocks(index: pa.Table, options: ReadOptions = DEFAULTS, most: int = TILES_PER_BLOCK) -> ray.data.Dataset:
     """The index as a dataset for `read_tiles`, one block of `number_blocks` each; column `block` numbers them.
 
     With scaling by percentiles it has the columns `RANGES`, measured in parallel, once for each pair.
     """
-    return ray.data.from_arrow(cut(with_ranges(index, options)))
+    return ray.data.from_arrow(cut(with_ranges(index, options), most))
 
 
-def cut(index: pa.Table) -> list[pa.Table]:
+def cut(index: pa.Table, most: int = TILES_PER_BLOCK) -> list[pa.Table]:
     """The rows of each block, in the index's order, with its number in the column `block`."""
-    numbers = number_blocks(index)
+    numbers = number_blocks(index, most)
     rows = index.select([name for name in index.column_names if name in (*INDEX.names, *RANGES)])
     rows = rows.append_column("block", pa.array(numbers, pa.int32()))
     order = np.argsort(numbers, kind="stable")

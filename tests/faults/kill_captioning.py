@@ -122,7 +122,18 @@ class Kills:
     def start(self, output: str) -> subprocess.Popen[bytes]:
         """The job, in a process group of its own."""
         command = [sys.executable, str(ROOT / "pipelines" / "caption.py"), "--catalog", self.catalogue]
-        command += ["--model", self.bundle, "--output", output, "--tile-size", str(TILE), "--batch-size", "4"]
+        command += [
+            "--model",
+            self.bundle,
+            "--output",
+            output,
+            "--tile-size",
+            str(TILE),
+            "--batch-size",
+            "4",
+            "--captioners",
+            "1",
+        ]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "HISEM_STORAGE": str(self.scratch / "home")}
         with (self.scratch / "log").open("ab") as log:
             return subprocess.Popen(

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_killed_six_times_each_tile_has_one_row_in_a_folder_and_in_a_bucket(bucket: str, tmp_path: Path) -> None:
-    catalogue, bundle = make_inputs(tmp_path, scenes=4)
+    catalogue, bundle = make_inputs(tmp_path, scenes=3)
     kills = Kills(catalogue, bundle, tmp_path)
     told: list[str] = []
     truth = undisturbed(kills, str(tmp_path / "out"), told.append)
