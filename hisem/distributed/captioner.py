@@ -40,6 +40,8 @@ PIXELS = [pa.field("before_pixels", pa.binary()), pa.field("after_pixels", pa.bi
 READ = pa.schema([*INDEX, *QUALITY_FIELDS, *PIXELS])
 READ_ROWS = 16
 """Tiles with pixels that a reader holds at once."""
+PACKED = "rows"
+"""Column of what an actor returns: a table as an Arrow stream."""
 DEATHS = 3
 """How often the tiles of a captioner that died are given to another one."""
 
@@ -88,7 +90,9 @@ def captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterator
         return
     size, reading, asked = options.tile_size, options.reading, options.captioning
     context = ray.data.DataContext.get_current()
-    usual, context.target_max_block_size = context.target_max_block_size, 1  # each batch comes out when it is done
+    # Each batch comes out when it is done, in one piece since it is packed as one row. By default Ray would wait for
+    # all of an index block, which would be lost with its captioner.
+    usual, context.target_max_block_size = context.target_max_block_size, 1
     try:
         dataset = tile_blocks(index, reading, _tiles_a_block(len(index), asked))
         if asked.gpu:
@@ -96,7 +100,7 @@ def captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterator
                 lambda block: read_pixels(block, size, reading), batch_format="pyarrow", batch_size=None
             )
         dataset = dataset.map_batches(
-            Captioner if asked.gpu else ReadingCaptioner,
+            FedActor if asked.gpu else ReadingActor,
             fn_constructor_args=(ship(options.model), options, digest),
             batch_format="pyarrow",
             batch_size=asked.batch if asked.gpu else None,
@@ -107,8 +111,9 @@ def captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterator
         )
     finally:
         context.target_max_block_size = usual
-    for rows in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield rows.cast(STAGED)
+    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for packed in block.column(PACKED):
+            yield pa.ipc.open_stream(packed.as_buffer()).read_all()
 
 
 def _tiles_a_block(tiles: int, asked: Captioning) -> int:
@@ -215,6 +220,29 @@ class ReadingCaptioner(Captioner):
         """An index block to tables of schema STAGED, one for each batch."""
         for tiles in read_pixels(block, self._options.tile_size, self._options.reading, self._asked.batch):
             yield super().__call__(tiles)
+
+
+class FedActor(Captioner):
+    """A captioner that is fed with pixels, and packs its rows."""
+
+    def __call__(self, tiles: pa.Table) -> pa.Table:
+        """Schema READ to one row with PACKED."""
+        return _packed(super().__call__(tiles))
+
+
+class ReadingActor(ReadingCaptioner):
+    """A captioner that reads, and packs its rows."""
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        """An index block to one row with PACKED for each batch."""
+        yield from map(_packed, super().__call__(block))
+
+
+def _packed(rows: pa.Table) -> pa.Table:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    return pa.table({PACKED: pa.array([sink.getvalue().to_pybytes()], pa.binary())})
 
 
 def images(column: pa.ChunkedArray, size: int) -> Images:
