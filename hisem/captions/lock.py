@@ -64,11 +64,13 @@ class Lock:
         self._uri = storage.join(output, LOCKS, f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid4().hex[:8]}.json")
         self._entry = entry
         self._over = threading.Event()
-        self._written = time.monotonic()
+        self._beats_given: threading.Thread | None = None
+        self._written = _clock()
 
     def require(self) -> None:
-        """Raise `StorageError` where another run took the table over, which thought this one dead."""
-        if not storage.exists(self._uri):
+        """Raise `StorageError` where another run took the table over, or may have, as it thought this one dead."""
+        silent = _clock() - self._written > STALE - BEAT
+        if silent or not storage.exists(self._uri) or any(other.holds for _, other, _ in self._others()):
             raise StorageError(
                 f"{self._output}: this run was without a sign of life for more than {STALE:g} s, and another one took "
                 "the table over. What was captioned is kept aside; nothing was published. Run the command again."
@@ -89,24 +91,30 @@ class Lock:
                     log.info("waiting up to %g s to see whether %s is alive", STALE, other.name())
                     told = name
                 time.sleep(LOOK)
+            if _clock() - self._written > STALE - BEAT:
+                raise BusyError(f"{self._output}: this process stood still on its way to the table. Try again.")
             self._entry = replace(self._entry, holds=True)
             self._write()
         except BaseException:
             self.release()
             raise
-        threading.Thread(target=self._beat, daemon=True).start()
+        self._beats_given = threading.Thread(target=self._beat, daemon=True)
+        self._beats_given.start()
 
     def release(self) -> None:
         """Give the table back."""
         self._over.set()
+        if self._beats_given:
+            self._beats_given.join()  # a beat on its way would bring the entry back
         with suppress(StorageError):
             storage.delete(self._uri)
 
     def _write(self) -> None:
         storage.write_bytes(self._uri, json.dumps(asdict(self._entry)).encode())
+        self._written = _clock()
 
     def _beat(self) -> None:
-        while not self._over.wait(BEAT):
+        while not self._over.wait(BEAT) and _clock() - self._written <= STALE - BEAT:
             try:
                 if storage.exists(self._uri):  # else it was taken over, and writing it would hide that
                     self._write()
@@ -121,9 +129,13 @@ class Lock:
         fs, folder = storage.filesystem(storage.join(self._output, LOCKS))
         mine = self._uri.rpartition("/")[2]
         self._refresh()
+        try:
+            listed = fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+        except OSError as error:
+            raise StorageError(f"{self._output}: its locks cannot be listed ({error}).") from error
         infos = {
             info.base_name: info.mtime_ns / 1e9
-            for info in fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+            for info in listed
             if info.base_name.endswith(".json") and not info.base_name.startswith(".")
         }
         now = infos.get(mine)
@@ -144,10 +156,9 @@ class Lock:
         return sorted(found, key=lambda one: (not one[1].holds, one[0]))
 
     def _refresh(self) -> None:
-        """Bring the own entry's time up to the storage's clock."""
-        if time.monotonic() - self._written > 1:
+        """Bring the own entry's time up to the storage's clock, while it waits; a holder's is kept by its beats."""
+        if not self._entry.holds and _clock() - self._written > 1:
             self._write()
-            self._written = time.monotonic()
 
     def _beats(self, name: str, first: float) -> bool:
         """Whether the holder `name` gives a sign of life within two beats; False where it has gone or may be dead."""
@@ -181,6 +192,11 @@ def _myself(what: str) -> Entry:
 def _here(entry: Entry) -> bool:
     """Whether it is a process that this one can look for."""
     return bool(entry.machine) and entry.machine == _machine()
+
+
+def _clock() -> float:
+    """Seconds that also pass while the machine sleeps, where the system tells them."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
 
 
 def _machine() -> str:

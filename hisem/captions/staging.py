@@ -17,11 +17,9 @@ from uuid import uuid4
 import pyarrow as pa
 
 from hisem import storage
-from hisem.captions.table import newest
+from hisem.captions.table import JOB, STAGING, newest
 from hisem.errors import StorageError
 from hisem.schemas import CAPTION, CATALOGUE, STAGED, conform
-
-STAGING, JOB = "_staging", "job.json"
 
 Redo = Literal["nothing", "failed", "all"]
 """Which tiles that have a row are captioned again."""
@@ -43,21 +41,26 @@ class Job:
     model_name: str
     model_version: str
     model_digest: str
+    how: str
+    """What else decides its rows: how tiles are cut and read, and captioned."""
     tracking_run: str | None = None
     """Its MLflow run."""
 
     def continues(self, other: Job) -> bool:
         """Whether this is `other`, begun anew."""
-        return (self.redo, self.fingerprint, self.model_digest) == (other.redo, other.fingerprint, other.model_digest)
+        names = ("redo", "fingerprint", "model_digest", "how")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
-def new_job(pairs: pa.Table, catalogue: str, redo: Redo, name: str, version: str, digest: str) -> Job:
-    """A job that begins now, for `pairs` (schema CATALOGUE)."""
+def new_job(
+    pairs: pa.Table, catalogue: str, redo: Redo, name: str, version: str, digest: str, how: object = None
+) -> Job:
+    """A job that begins now, for `pairs` (schema CATALOGUE); `how` is told apart by its `repr`."""
     rows = sorted(json.dumps(row, default=str) for row in pairs.select(CATALOGUE.names).to_pylist())
     fingerprint = hashlib.sha256("\n".join(rows).encode()).hexdigest()
     now = datetime.now(UTC)
     run = f"{now:%Y-%m-%dT%H%M%S}-{uuid4().hex[:6]}"
-    return Job(run, now.isoformat(timespec="seconds"), redo, catalogue, fingerprint, name, version, digest)
+    return Job(run, now.isoformat(timespec="seconds"), redo, catalogue, fingerprint, name, version, digest, repr(how))
 
 
 def open_job(output: str) -> Job | None:
@@ -96,7 +99,10 @@ def end(output: str, job: Job) -> None:
 
 
 class Stage:
-    """Puts rows of a job aside, one file each time, numbered after those that an interrupted run left."""
+    """Puts rows of a job aside, one file each time, numbered after those that an interrupted run left.
+
+    Names are unique, too: a run that was taken for dead may still write.
+    """
 
     def __init__(self, output: str, job: Job) -> None:
         self._folder = storage.join(output, STAGING, job.run)
@@ -106,7 +112,7 @@ class Stage:
         """Schema STAGED; the thumbnails may be absent."""
         optional = [name for name in STAGED.names if name not in CAPTION.names]
         table = conform(rows, STAGED, "captions", optional=optional)
-        storage.write_parquet(table, storage.join(self._folder, f"{self._next:06d}.parquet"))
+        storage.write_parquet(table, storage.join(self._folder, f"{self._next:06d}-{uuid4().hex[:8]}.parquet"))
         self._next += 1
 
 

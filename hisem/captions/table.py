@@ -29,6 +29,7 @@ from hisem.schemas import CAPTION, conform
 log = logging.getLogger(__name__)
 
 PUBLISHED, SETTINGS = "captions", "_settings.json"
+STAGING, JOB = "_staging", "job.json"
 UNDATED = "__HIVE_DEFAULT_PARTITION__"
 """What Parquet readers take for a null partition."""
 
@@ -95,7 +96,7 @@ def require_settings(output: str, settings: dict[str, Any]) -> None:
 def refuse_other_settings(output: str, settings: dict[str, Any]) -> None:
     """Raise `StorageError` where the rows of an output were made with other settings."""
     known = _settings(output)
-    if known != settings and (published_files(output) or storage.exists(storage.join(output, "_staging"))):
+    if known != settings and (published_files(output) or storage.exists(storage.join(output, STAGING, JOB))):
         raise StorageError(
             f"{output}: its tiles were read with {known or 'the defaults'}, not {settings or 'the defaults'}. "
             "Choose another --output, or the same settings."
@@ -127,9 +128,7 @@ def publish(rows: pa.Table, output: str) -> None:
     rows = conform(rows, CAPTION, "captions")
     for digest in pc.unique(rows.column("model_digest")).to_pylist():
         mine = rows.filter(pc.equal(rows.column("model_digest"), digest))
-        known = known_rows(output, digest, set(mine.column("pair_id").to_pylist()))
-        _replace(mine, known, output)
-        fresh = mine.filter(pc.invert(pc.is_in(mine.column("tile_id"), _stays(mine, known))))
+        fresh = mine.take(_replace(mine, output, digest))
         for (date, version), part in _partitions(fresh):
             folder = storage.join(output, PUBLISHED, f"acquired={date}", f"model={version}")
             for start in range(0, len(part), FILE_ROWS):
@@ -137,32 +136,30 @@ def publish(rows: pa.Table, output: str) -> None:
                 storage.write_bytes(storage.join(folder, f"{_content_name(some)}.parquet"), encoded(some))
 
 
-def _stays(rows: pa.Table, known: pa.Table) -> pa.Array:
-    """Tiles of `rows` that are in the table, in the partition that they belong to."""
-    homes = dict(zip(rows.column("tile_id").to_pylist(), _homes(rows), strict=True))
-    lies = zip(known.column("tile_id").to_pylist(), known.column("file").to_pylist(), strict=True)
-    return pa.array([tile for tile, file in lies if tile in homes and _lies_in(file, homes[tile])], pa.string())
+def _replace(rows: pa.Table, output: str, digest: str) -> pa.Array:
+    """Put the rows that were captioned later than known ones in their places; the places of those to be added.
 
-
-def _replace(rows: pa.Table, known: pa.Table, output: str) -> None:
-    """Put the rows that were captioned later than the known ones in their places.
-
-    One whose acquisition date has changed since only goes from its old file.
+    A known row whose acquisition date has changed since goes from its old file, and the new one is to be added. The
+    file is the old one where the same model has another version now.
     """
     places = {tile: place for place, tile in enumerate(rows.column("tile_id").to_pylist())}
-    times, homes = rows.column("captioned_at").to_pylist(), _homes(rows)
+    fresh = set(places.values())
+    times, dates = rows.column("captioned_at").to_pylist(), _dates(rows)
     stale: dict[str, dict[str, int | None]] = defaultdict(dict)
-    for row in known.to_pylist():
+    for row in known_rows(output, digest, set(rows.column("pair_id").to_pylist())).to_pylist():
         place = places.get(row["tile_id"])
         if place is None:
             continue
-        stays = _lies_in(row["file"], homes[place])
-        if not stays or times[place] > row["captioned_at"]:
-            stale[row["file"]][row["tile_id"]] = place if stays else None
-    digest = rows.column("model_digest")[0].as_py() if len(rows) else ""
+        later = times[place] > row["captioned_at"]
+        moves = later and row["file"].split("/")[-3] != f"acquired={dates[place]}"
+        if later:
+            stale[row["file"]][row["tile_id"]] = None if moves else place
+        if not moves:
+            fresh.discard(place)
     for file, tiles in sorted(stale.items()):
         instead = [place for place in tiles.values() if place is not None]
         _rewrite(output, file, digest, set(tiles), rows.take(pa.array(instead, pa.int64())))
+    return pa.array(sorted(fresh), pa.int64())
 
 
 def supersede(output: str, pairs: Collection[str], digest: str) -> None:
@@ -206,20 +203,15 @@ def _open(path: str, fs: pafs.FileSystem, **options: Any) -> pq.ParquetFile:
         ) from error
 
 
-def _homes(rows: pa.Table) -> list[tuple[str, str]]:
-    """The partition of each row: acquisition date of the newer scene, and model version."""
-    dates = pc.fill_null(pc.strftime(rows.column("after_time"), format="%Y-%m-%d"), UNDATED)
-    return list(zip(dates.to_pylist(), rows.column("model_version").to_pylist(), strict=True))
-
-
-def _lies_in(file: str, home: tuple[str, str]) -> bool:
-    return file.split("/")[-3:-1] == [f"acquired={home[0]}", f"model={home[1]}"]
+def _dates(rows: pa.Table) -> list[str]:
+    """Acquisition date of the newer scene of each row."""
+    return pc.fill_null(pc.strftime(rows.column("after_time"), format="%Y-%m-%d"), UNDATED).to_pylist()
 
 
 def _partitions(rows: pa.Table) -> Iterator[tuple[tuple[str, str], pa.Table]]:
     """Rows by partition, each arranged as it lies in its files."""
     places = defaultdict(list)
-    for place, home in enumerate(_homes(rows)):
+    for place, home in enumerate(zip(_dates(rows), rows.column("model_version").to_pylist(), strict=True)):
         places[home].append(place)
     for home in sorted(places):
         yield home, arranged(rows.take(places[home]))

@@ -75,12 +75,9 @@ def with_captioners(options: CaptionOptions) -> CaptionOptions:
     asked = options.captioning
     count = asked.captioners or max(1, session.places_for(asked.cpus, int(asked.gpu)))
     # A captioner with a GPU is fed by readers beside it.
-    session.require(
-        count * asked.cpus + int(asked.gpu),
-        count if asked.gpu else 0,
-        f"captioning with {count} captioner(s) of {asked.cpus} CPU(s)",
-        "Give fewer --captioners or a larger cluster.",
-    )
+    what, remedy = f"captioning with {count} captioner(s)", "Give fewer --captioners or --cpus, or a larger cluster."
+    session.require(count * asked.cpus + int(asked.gpu), count if asked.gpu else 0, what, remedy)
+    session.require_places(count, asked.cpus, int(asked.gpu), what, remedy)
     return replace(options, captioning=replace(asked, captioners=count))
 
 
@@ -90,10 +87,12 @@ def captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterator
         return
     size, reading, asked = options.tile_size, options.reading, options.captioning
     context = ray.data.DataContext.get_current()
-    # Each batch comes out when it is done, in one piece since it is packed as one row. By default Ray would wait for
-    # all of an index block, which would be lost with its captioner.
-    usual, context.target_max_block_size = context.target_max_block_size, 1
+    usual = context.target_max_block_size
     try:
+        if not asked.gpu:
+            # Each batch comes out when it is done, in one piece since it is packed as one row. By default Ray would
+            # wait for all of an index block, minutes of a CPU's work, which would be lost with its captioner.
+            context.target_max_block_size = 1
         dataset = tile_blocks(index, reading, _tiles_a_block(len(index), asked))
         if asked.gpu:
             dataset = dataset.map_batches(

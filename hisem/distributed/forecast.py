@@ -22,8 +22,8 @@ from hisem.distributed import budget, session
 from hisem.distributed.archive import read_archive, require_reader
 from hisem.distributed.captioner import Captioner, CaptionOptions, read_pixels, with_captioners
 from hisem.distributed.index import cut, index_archive, join_ranges, measure_pairs, pairs_of
-from hisem.distributed.nightly import find_work
 from hisem.distributed.shipping import Shipped, ship
+from hisem.distributed.work import find_work
 from hisem.errors import StorageError
 from hisem.model.bundle import digest as bundle_digest
 

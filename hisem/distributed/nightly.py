@@ -25,12 +25,12 @@ from hisem.captions.options import GREEDY, Captioning
 from hisem.captions.staging import Job
 from hisem.distributed import session
 from hisem.distributed.captioner import CaptionOptions, captioned, stamps, with_captioners
-from hisem.distributed.index import index_archive
+from hisem.distributed.work import Work, find_work
 from hisem.errors import TrackingError
 from hisem.model.bundle import digest as bundle_digest
 from hisem.model.hisem import HiSem
 from hisem.report.morning import MAX_TILES, ordered, render_morning
-from hisem.schemas import CAPTION, FAILED, STAGED, conform
+from hisem.schemas import CAPTION, STAGED, conform
 
 log = logging.getLogger(__name__)
 
@@ -55,27 +55,6 @@ class Outcome:
         """What a person is told below the figures."""
         files = {"summary": self.summary(), "page": self.page}
         return "\n".join([*self.remarks, *(f"{name}: {path}" for name, path in files.items() if path)])
-
-
-@dataclass(frozen=True)
-class Work:
-    """What there is to do: `todo` rows of the index, `broken` rows of pairs that cannot be opened."""
-
-    todo: pa.Table
-    broken: pa.Table
-    pairs: int
-    tiles: int
-    opened: set[str]
-
-    @property
-    def already(self) -> int:
-        """Tiles that are left out."""
-        return self.tiles - self.rows
-
-    @property
-    def rows(self) -> int:
-        """Rows that will be made."""
-        return len(self.todo) + len(self.broken)
 
 
 def caption_job(
@@ -143,7 +122,7 @@ def _caption(catalogue: pa.Table, options: CaptionOptions, lock: Lock) -> Outcom
     work = find_work(catalogue, options, digest, job)
     run = _track(options, job, work)
     try:
-        _stage(work, options, digest, job)
+        _stage(work, options, digest, job, lock)
     except BaseException as error:
         with _telling_only():
             if run:
@@ -159,53 +138,43 @@ def _caption(catalogue: pa.Table, options: CaptionOptions, lock: Lock) -> Outcom
 
 def _job(catalogue: pa.Table, options: CaptionOptions, digest: str, lock: Lock) -> Job:
     """The interrupted job that this run goes on with, else a new one; another one's rows are published before."""
-    job = staging.new_job(
-        catalogue, options.source, options.captioning.redo, options.model_name, options.model_version, digest
-    )
+    asked = options.captioning
+    how = (options.tile_size, options.reading, asked.beam, asked.precision, asked.sure_unchanged)
+    job = staging.new_job(catalogue, options.source, asked.redo, options.model_name, options.model_version, digest, how)
     there = staging.open_job(options.output)
     if there and job.continues(there):
         log.info("going on with the run of %s, which was interrupted", there.started)
         return there
     if there:
-        log.info("publishing what the interrupted run %s of %s had finished", there.run, there.catalogue)
+        log.warning(
+            "publishing what the interrupted run %s had finished; its other tiles are left to a run with --catalog %s",
+            there.run,
+            there.catalogue,
+        )
         _conclude(options, there, lock)
+        if options.tracking and there.tracking_run:
+            with _telling_only():
+                tracking.end_if_open(options.tracking, there.tracking_run, "KILLED")
         staging.end(options.output, there)
     staging.begin(options.output, job)
     return job
 
 
-def find_work(catalogue: pa.Table, options: CaptionOptions, digest: str, job: Job | None) -> Work:
-    """Index the catalogue, and leave out what has a row: in the table, or put aside by `job`."""
-    index, failed = index_archive(catalogue, options.tile_size, options.reading)
-    known = captions.known_rows(options.output, digest, set(catalogue.column("pair_id").to_pylist()))
-    redo = options.captioning.redo
-    if redo == "all":
-        done = known.slice(0, 0)
-    elif redo == "failed":
-        done = known.filter(pc.not_equal(known.column("status"), FAILED))
-        broken = known.filter(pc.equal(known.column("status"), FAILED))
-        index, failed = (_failed_before(rows, broken) for rows in (index, failed))
-    else:
-        done = known
-    tiles = set(done.column("tile_id").to_pylist())
-    if job:
-        tiles |= set(staging.staged_rows(options.output, job, captions.KEYS).column("tile_id").to_pylist())
-    there = pa.array(sorted(tiles), pa.string())
-    todo, rest = (rows.filter(pc.invert(pc.is_in(rows.column("tile_id"), there))) for rows in (index, failed))
-    opened = set(index.column("pair_id").to_pylist())
-    return Work(todo, rest, len(catalogue), len(index) + len(failed), opened)
+def _of_pairs(rows: pa.Table) -> pa.ChunkedArray:
+    """Which rows stand for a pair that could not be opened."""
+    return pc.equal(rows.column("tile_id"), pc.binary_join_element_wise(rows.column("pair_id"), "pair", "/"))
 
 
-def _failed_before(rows: pa.Table, broken: pa.Table) -> pa.Table:
-    """The rows of tiles that have failed, and of pairs that could not be opened."""
-    pairs = pc.binary_join_element_wise(rows.column("pair_id"), "pair", "/")
-    tiles = broken.column("tile_id").combine_chunks()
-    return rows.filter(pc.or_(pc.is_in(rows.column("tile_id"), tiles), pc.is_in(pairs, tiles)))
+def _stage(work: Work, options: CaptionOptions, digest: str, job: Job, lock: Lock) -> None:
+    """Caption what is to do, and put it aside as it is done, with the time on the driver's clock."""
+    stage = staging.Stage(options.output, job)
+    column = CAPTION.get_field_index("captioned_at")
 
+    def put(rows: pa.Table) -> None:
+        lock.require()
+        times = pa.array([work.time()] * len(rows), CAPTION.field(column).type)
+        stage(rows.set_column(column, CAPTION.field(column), times))
 
-def _stage(work: Work, options: CaptionOptions, digest: str, job: Job) -> None:
-    """Caption what is to do, and put it aside as it is done."""
-    put = staging.Stage(options.output, job)
     if len(work.broken):
         rows = work.broken
         for name, value in stamps(options, digest).items():
@@ -239,10 +208,14 @@ def _conclude(options: CaptionOptions, job: Job, lock: Lock, work: Work | None =
     """Publish a job's rows, then write its summary and page; without `work` it was interrupted for good."""
     output = options.output
     rows = staging.staged_rows(output, job)
+    # A pair that could not be opened, and could after an interruption, has rows of its tiles and needs no other.
+    opened = set(rows.filter(pc.invert(_of_pairs(rows))).column("pair_id").to_pylist())
+    rows = rows.filter(
+        pc.invert(pc.and_(_of_pairs(rows), pc.is_in(rows["pair_id"], pa.array(sorted(opened), pa.string()))))
+    )
     lock.require()
     captions.publish(rows, output)
-    if work:
-        captions.supersede(output, work.opened, job.model_digest)
+    captions.supersede(output, opened | (work.opened if work else set()), job.model_digest)
     night = summarise(
         rows,
         run=job.run,
@@ -258,7 +231,7 @@ def _conclude(options: CaptionOptions, job: Job, lock: Lock, work: Work | None =
         pairs=work.pairs if work else pc.count_distinct(rows.column("pair_id")).as_py(),
         tiles=work.tiles if work else len(rows),
         already=work.already if work else 0,
-        worked=(work.rows, seconds) if work else None,
+        worked=(work.rows, seconds) if work else (0, 0.0),
     )
     since = moment(job.started) - timedelta(days=drift.TRAILING_DAYS)
     remarks = drift.unusual(night, read_nights(output, job.model_digest, since))

@@ -196,7 +196,7 @@ class HiSem(nn.Module):
             changed = [each.text != UNCHANGED_SENTENCE for each in said]
         else:
             probability = found.logits.softmax(dim=-1)[:, 1]
-            sure = probability < (0.0 if sure_unchanged is None else sure_unchanged)
+            sure = probability < (sure_unchanged or 0.0)
             said = self._say_unsure(found.memory, sure, beam, keep_unknown)
             probabilities, changed = probability.tolist(), found.changed.tolist()
         explanations = self._explanations(found) if explain else [None] * batch
@@ -247,15 +247,14 @@ class HiSem(nn.Module):
     def _say(self, memory: Tensor, beam: int, keep_unknown: bool) -> list[Sentence]:
         """The best and the second-best sentence for each row of memory B L D."""
         said = []
-        for best, *others in self.generate(memory, beam, allow_unknown=keep_unknown):
-            text, *seconds = (self.vocabulary.decode(h.ids, keep_unknown=keep_unknown) for h in (best, *others[:1]))
-            second = next((other for other in seconds if other != text), None)
-            said.append(Sentence(text, best.logprob, second))
+        for hypotheses in self.generate(memory, beam, allow_unknown=keep_unknown):
+            text, *second = (self.vocabulary.decode(each.ids, keep_unknown=keep_unknown) for each in hypotheses[:2])
+            said.append(Sentence(text, hypotheses[0].logprob, second[0] if second and second[0] != text else None))
         return said
 
     def _say_unsure(self, memory: Tensor, sure: Tensor, beam: int, keep_unknown: bool) -> list[Sentence]:
         """As `_say`, but rows that are `sure` (B, bool) to be unchanged do not reach the decoder."""
-        asked = memory if not sure.any() else memory[~sure]
+        asked = memory[~sure] if sure.any() else memory
         said = iter(self._say(asked, beam, keep_unknown))
         return [Sentence(UNCHANGED_SENTENCE, None, None) if skip else next(said) for skip in sure.tolist()]
 

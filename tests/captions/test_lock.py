@@ -31,7 +31,7 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "BEAT", 0.3)
-    monkeypatch.setattr(lock, "STALE", 3.0)  # a bucket tells whole seconds
+    monkeypatch.setattr(lock, "STALE", 5.0)  # a bucket tells whole seconds, and a busy machine stalls
     monkeypatch.setattr(lock, "LOOK", 0.05)
 
 
@@ -144,13 +144,35 @@ def test_of_many_that_want_it_at_once_one_at_a_time_gets_it(output: str) -> None
     assert entries(output) == []
 
 
-def test_a_holder_learns_that_it_was_taken_for_dead(output: str) -> None:
+def test_a_holder_learns_that_it_was_taken_for_dead(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "STALE", 60.0)
     with exclusive(output, "night") as held:
         held.require()
         storage.delete(storage.join(output, lock.LOCKS, entries(output)[0].rpartition("/")[2]))
         time.sleep(2 * lock.BEAT)
+        assert entries(output) == []  # no beat brought it back
         with pytest.raises(StorageError, match="another one took the table over"):
             held.require()
+
+
+def test_a_holder_beside_another_one_gives_up(output: str) -> None:
+    """It stood still between its last look and its next write, and meanwhile another one took over."""
+    with exclusive(output, "night") as held:
+        put(output, elsewhere())
+        with pytest.raises(StorageError, match="another one took the table over"):
+            held.require()
+
+
+def test_a_holder_that_stood_still_gives_no_more_signs_of_life(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with exclusive(output, "night") as held:
+        real = lock._clock
+        monkeypatch.setattr(lock, "_clock", lambda: real() + 100)
+        with pytest.raises(StorageError, match="without a sign of life"):
+            held.require()
+        time.sleep(2 * lock.BEAT)
+        before = held._written
+        time.sleep(2 * lock.BEAT)
+        assert held._written == before
 
 
 def test_signs_of_life_are_given(output: str, monkeypatch: pytest.MonkeyPatch) -> None:

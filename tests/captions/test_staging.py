@@ -50,7 +50,8 @@ def test_an_interrupted_job_goes_on_where_it_was(tmp_path: Path) -> None:
     again = job("q", "p")
     assert again.run != mine.run
     assert again.continues(mine)  # the order of a catalogue is no other catalogue
-    for other in (job("p"), job("p", "q", redo="all"), job("p", "q", digest=NEW)):
+    wider = staging.new_job(catalogue("p", "q"), "archive.parquet", "nothing", "hisem", "1", OLD, ("beam", 3))
+    for other in (job("p"), job("p", "q", redo="all"), job("p", "q", digest=NEW), wider):
         assert not other.continues(mine)
     staging.Stage(output, mine)(rows(row("p/2"), row("p/1", caption="second")))
     found = staging.staged_rows(output, mine)
@@ -65,9 +66,9 @@ def test_rows_of_a_job_that_ended_are_rubbish(tmp_path: Path) -> None:
     output, old, new = str(tmp_path), job("p"), job("q")
     staging.begin(output, old)
     staging.Stage(output, old)(rows(row("p/0")))
-    storage.delete(storage.join(output, staging.STAGING, staging.JOB))
+    storage.delete(storage.join(output, captions.STAGING, captions.JOB))
     staging.begin(output, new)
-    assert storage.list_folders(storage.join(output, staging.STAGING)) == []
+    assert storage.list_folders(storage.join(output, captions.STAGING)) == []
     assert staging.open_job(output) == new
 
 
@@ -84,7 +85,7 @@ def test_the_mlflow_run_of_a_job_is_known_to_who_goes_on(tmp_path: Path) -> None
 
 def test_what_cannot_be_understood_is_named(tmp_path: Path) -> None:
     output = str(tmp_path)
-    storage.write_bytes(storage.join(output, staging.STAGING, staging.JOB), b'{"run": 1}')
+    storage.write_bytes(storage.join(output, captions.STAGING, captions.JOB), b'{"run": 1}')
     with pytest.raises(StorageError, match=r"job\.json: cannot be understood.*or delete"):
         staging.open_job(output)
     with pytest.raises(SchemaError, match=r"captions: missing .*model_digest"):

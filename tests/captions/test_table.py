@@ -173,6 +173,25 @@ def test_a_row_whose_acquisition_date_was_corrected_moves(tmp_path: Path) -> Non
     }
 
 
+def test_a_model_that_was_registered_since_replaces_its_rows_where_they_lie(tmp_path: Path) -> None:
+    """The key is its digest: a version of the registry may have the one that was a folder before."""
+    output, later = str(tmp_path), JUNE + timedelta(hours=1)
+    captions.publish(rows(row("p/0"), row("p/1")), output)
+    names = set(files(output))
+    captions.publish(rows(row("p/0", model_version="7", caption="new", captioned_at=later)), output)
+    found = {r["tile_id"]: (r["caption"], r["model_version"]) for r in captions.read_captions(output).to_pylist()}
+    assert found == {"p/0": ("new", "7"), "p/1": ("caption of p/1", "1")}
+    assert set(files(output)) == names
+
+
+def test_an_older_row_of_another_date_pushes_out_no_newer_one(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    captions.publish(rows(row("p/0")), output)
+    before = files(output)
+    captions.publish(rows(row("p/0", after_time=JUNE, captioned_at=JUNE - timedelta(hours=1))), output)
+    assert files(output) == before
+
+
 def test_of_rows_with_one_key_the_newest_counts_and_of_equal_ones_the_first() -> None:
     later = JUNE + timedelta(hours=1)
     given = rows(

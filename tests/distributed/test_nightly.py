@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from hisem.captions.lock import exclusive
 from hisem.captions.night import Night
 from hisem.captions.options import Captioning
 from hisem.captions.table import known_rows, read_captions
-from hisem.distributed import nightly
+from hisem.distributed import nightly, work
 from hisem.distributed.captioner import CaptionOptions, ReadingCaptioner
 from hisem.distributed.index import cut
 from hisem.distributed.nightly import caption_archive
@@ -144,7 +145,7 @@ def test_an_interrupted_run_goes_on_and_is_published_as_one(catalogue, bundle, r
     monkeypatch.setattr(nightly, "captioned", counted)
     night = caption_archive(catalogue, options(bundle, tmp_path)).night
     assert done == [97 - staged]
-    assert (night.run, made(night), night.already) == (job.run, 97, staged)
+    assert (night.run, made(night), night.already) == (job.run, 97, 0)
     assert set(keys(tmp_path).values()) == {1}
     assert sum(keys(tmp_path).values()) == 97
     days = len({str(time)[:10] for time in catalogue.column("after_time").to_pylist()})
@@ -165,6 +166,39 @@ def test_what_another_run_had_finished_is_published_first(catalogue, bundle, ray
     assert sum(keys(tmp_path).values()) == 48
     left = json.loads(storage.read_bytes(tmp_path / "_nights" / f"{job.run}.json"))
     assert (left["status"], left["statuses"][OK] + left["statuses"]["skipped"]) == ("interrupted", staged)
+
+
+def test_a_pair_that_opens_after_an_interruption_has_no_failed_row(archive, bundle, ray_cluster, tmp_path, monkeypatch):
+    scenes = read_catalogue(storage.join(archive, "catalogue.parquet"))
+    rows = scenes.slice(0, 2).to_pylist()
+    late = tmp_path / "late.tif"
+    there, rows[0]["after"] = rows[0]["after"], [str(late)]
+    some, out = pa.Table.from_pylist(rows, schema=scenes.schema), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        dying_after(1, patch)
+        with pytest.raises(Killed):
+            caption_archive(some, options(bundle, out))
+    shutil.copy(there[0], late)
+    night = caption_archive(some, options(bundle, out)).night
+    assert (made(night), night.statuses[FAILED], night.errors) == (32, 0, ())
+    assert set(keys(out)) == {(t, digest(bundle)) for r in rows for t in index_pair(r, TILE)["tile_id"].to_pylist()}
+
+
+def test_a_clock_that_was_ahead_keeps_no_retry_back(archive, bundle, ray_cluster, tmp_path, monkeypatch):
+    some = read_catalogue(storage.join(archive, "catalogue.parquet")).slice(0, 1)
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + timedelta(days=1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "datetime", Ahead)
+        caption_archive(some, options(bundle, tmp_path))
+    before = times(tmp_path)
+    caption_archive(some, options(bundle, tmp_path, recaption=True))
+    assert all(after > before[tile] for tile, after in times(tmp_path).items())
+    assert set(keys(tmp_path).values()) == {1}
 
 
 def test_recaption_replaces_the_rows_of_the_catalogue_alone(catalogue, bundle, ray_cluster, tmp_path, monkeypatch):

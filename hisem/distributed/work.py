@@ -1,0 +1,79 @@
+"""What a captioning job has to do: the tiles of a catalogue, less those that have a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hisem.captions import staging
+from hisem.captions import table as captions
+from hisem.captions.staging import Job
+from hisem.distributed.captioner import CaptionOptions
+from hisem.distributed.index import index_archive
+from hisem.schemas import FAILED
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do: `todo` rows of the index, `broken` rows of pairs that cannot be opened."""
+
+    todo: pa.Table
+    broken: pa.Table
+    pairs: int
+    tiles: int
+    """Of the catalogue's pairs, one for each that cannot be opened."""
+    aside: int
+    """Those of them that an interrupted run has done already."""
+    opened: set[str]
+    after: datetime | None
+    """When the rows that are to be replaced were made, at the latest."""
+
+    @property
+    def already(self) -> int:
+        """Tiles that are left out, as they have a row in the table."""
+        return self.tiles - self.aside - self.rows
+
+    @property
+    def rows(self) -> int:
+        """Rows that will be made."""
+        return len(self.todo) + len(self.broken)
+
+    def time(self) -> datetime:
+        """Now, but later than the rows that are to be replaced: another machine's clock may have been ahead."""
+        now = datetime.now(UTC)
+        return max(now, self.after + timedelta(microseconds=1)) if self.after else now
+
+
+def find_work(catalogue: pa.Table, options: CaptionOptions, digest: str, job: Job | None) -> Work:
+    """Index the catalogue, and leave out what has a row: in the table, or put aside by `job`."""
+    index, failed = index_archive(catalogue, options.tile_size, options.reading)
+    known = captions.known_rows(options.output, digest, set(catalogue.column("pair_id").to_pylist()))
+    opened, all_tiles = set(index.column("pair_id").to_pylist()), len(index) + len(failed)
+    redo = options.captioning.redo
+    done = known
+    if redo == "all":
+        done = known.slice(0, 0)
+    elif redo == "failed":
+        done = known.filter(pc.not_equal(known.column("status"), FAILED))
+    aside = known.select(["tile_id"]).slice(0, 0)
+    if job:
+        aside = staging.staged_rows(options.output, job, captions.KEYS).select(["tile_id"])
+    here = pa.chunked_array([*index.column("tile_id").chunks, *failed.column("tile_id").chunks], pa.string())
+    count = pc.sum(pc.is_in(here, aside.column("tile_id").combine_chunks())).as_py() or 0
+    if redo == "failed":
+        broken = known.filter(pc.equal(known.column("status"), FAILED))
+        index, failed = (_failed_before(rows, broken) for rows in (index, failed))
+    there = pa.concat_tables([done.select(["tile_id"]), aside]).column("tile_id").combine_chunks()
+    todo, rest = (rows.filter(pc.invert(pc.is_in(rows.column("tile_id"), there))) for rows in (index, failed))
+    after = pc.max(known.column("captioned_at")).as_py() if redo != "nothing" else None
+    return Work(todo, rest, len(catalogue), all_tiles, count, opened, after)
+
+
+def _failed_before(rows: pa.Table, broken: pa.Table) -> pa.Table:
+    """The rows of tiles that have failed, and of pairs that could not be opened."""
+    pairs = pc.binary_join_element_wise(rows.column("pair_id"), "pair", "/")
+    tiles = broken.column("tile_id").combine_chunks()
+    return rows.filter(pc.or_(pc.is_in(rows.column("tile_id"), tiles), pc.is_in(pairs, tiles)))
