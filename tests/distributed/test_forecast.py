@@ -85,6 +85,6 @@ def test_a_cluster_without_cpus_is_told_before_it_hangs(archive, bundle, ray_clu
     ):
         with pytest.raises(ResourceError, match="tiling needs 1 CPUs, the cluster has 0: 1 are missing"):
             run()
-    with pytest.raises(ResourceError, match=r"captioning with 1 captioner.*needs 1 CPUs"):
+    with pytest.raises(ResourceError, match=r"captioning with \d captioner.*needs \d CPUs"):
         caption_archive(read_catalogue(catalogue), CaptionOptions(str(tmp_path), bundle, "tiny", "1", TILE))
     assert not (tmp_path / "out").exists()

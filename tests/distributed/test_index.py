@@ -60,7 +60,7 @@ def test_the_index_is_that_of_a_plain_loop(archive, ray_cluster):
 
 
 def test_blocks_hold_each_row_once_and_in_order(archive, ray_cluster, monkeypatch):
-    monkeypatch.setattr(module, "number_blocks", lambda index: number_blocks(index, 10))
+    monkeypatch.setattr(module, "number_blocks", lambda index, most: number_blocks(index, 10))
     index, _ = index_archive(read_catalogue(storage.join(archive, "catalogue.parquet")), TILE)
     blocks = cut(index)
     assert [block["block"].unique().to_pylist() for block in blocks] == [[number] for number in range(len(blocks))]
