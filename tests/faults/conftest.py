@@ -11,14 +11,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pytest
-from ray.cluster_utils import Cluster
 
+import hisem.distributed  # noqa: F401 - it sets what Ray reads when it is imported, and so comes before Ray
 from hisem.archive.synthetic import SyntheticConfig, generate
 from tests.conftest import S3Server
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = """
@@ -130,6 +133,8 @@ def nodes(s3_server: S3Server) -> Iterator[Cluster]:
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_failure_threshold": "3",
     }
+    from ray.cluster_utils import Cluster
+
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 150 * 2**20})
