@@ -24,7 +24,7 @@ from hisem.distributed.fit import worker_cpus
 from hisem.distributed.run_file import require_name
 from hisem.distributed.sweep_file import SweepFile
 from hisem.distributed.sweep_results import Ended, close_children, collect, publish, read_trials
-from hisem.distributed.trial import CHOICE, EPOCH, TrialOrders, TrialRun, drawn
+from hisem.distributed.trial import CHOICE, EPOCH, TrialOrders, TrialRun, drawn, mark_over
 from hisem.errors import ConfigError, TrackingError
 from hisem.report.sweep import Trial
 from hisem.training.execution import Execution
@@ -264,10 +264,12 @@ class _Listener:
 
     def over(self, trials: Sequence[Any], trial: Any, error: bool) -> None:
         """A trial has ended."""
-        log.info("trial %s %s  %s", trial.trial_id, "failed" if error else "is over", self._count(trials))
         options = self._options
         if time.monotonic() - self._began >= 60 * (options.search.time_budget or math.inf):
             self._cut.add(trial.trial_id)
+        elif not error:
+            mark_over(options.folder, trial.trial_id)
+        log.info("trial %s %s  %s", trial.trial_id, "failed" if error else "is over", self._count(trials))
         close_children(options.tracking, options.folder, "FAILED" if error else "KILLED", only=trial.trial_id)
 
     def end(self, trials: Sequence[Any]) -> None:

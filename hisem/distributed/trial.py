@@ -27,6 +27,9 @@ CHOICE = "choice"
 EPOCH = "epoch"
 """Epochs done, in what trials report."""
 
+OVER = "hisem_over"
+"""File in the folder of a trial that is over: Ray Tune writes its own state every ten seconds only, and would train a
+trial on that ended since."""
 
 STOP_SECONDS = 120.0
 """How long a trial that is stopped may take to end its training run."""
@@ -65,6 +68,11 @@ def drawn(config: dict[str, Any]) -> tuple[dict[str, Value], dict[str, Any]]:
     both = config.get(CHOICE, config)
     settings = {key: value for key, value in both.items() if key in SETTINGS}
     return {key: value for key, value in both.items() if key not in SETTINGS}, settings
+
+
+def mark_over(folder: str, trial: str) -> None:
+    """Note in the sweep's folder that a trial is over, so that it stays so whatever Ray Tune knows after a crash."""
+    storage.write_bytes(storage.join(folder, TRIALS, trial, OVER), b"")
 
 
 class TrialRun(ray.tune.Trainable):
@@ -124,8 +132,9 @@ class TrialRun(ray.tune.Trainable):
                 raise StoppedError(f"{self._options.folder}: the sweep has stopped the trial.")
 
         try:
-            train(self._experiment, self._options, report)
-            # A run that was complete has told nothing, one that ended for want of patience all.
+            if not storage.exists(storage.join(self._options.folder, OVER)):
+                train(self._experiment, self._options, report)
+            # A run that was over has told nothing, one that ended for want of patience all.
             history = Checkpoints(self._options.folder, keep=1).history()
             left = [epoch for epoch in history if epoch[EPOCH] not in reported] or history[-1:]
             self._last = left[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from hisem import cli, tracking
 from hisem.config import from_dict, to_dict
 from hisem.distributed.sweep import SweepOptions, SweepSummary, sweep
 from hisem.distributed.trainer import TrainOptions, train
+from hisem.distributed.trial import EPOCH, TrialOrders, TrialRun
 from hisem.errors import ConfigError, ResourceError
 from hisem.model.hisem import HiSem
 from hisem.report.sweep import Status, Trial
@@ -75,6 +77,23 @@ def test_a_trial_that_is_worse_is_stopped_and_leaves_nothing_behind(swept: Sweep
     while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
         assert time.monotonic() < until, "a stopped trial holds CPUs"
         time.sleep(0.5)
+
+
+def test_a_trial_that_is_over_is_not_trained_on_where_ray_tune_has_forgotten_it(swept: Sweep, shards: str) -> None:
+    options, stopped = swept.options, by_kind(swept)["stopped"]
+    trials = Path(options.folder) / "trials"
+    shutil.copytree(trials / stopped.name, trials / "default")  # what Ray calls a trial outside a sweep
+    files = {path: path.stat().st_mtime_ns for path in (trials / "default").rglob("*")}
+    orders = TrialOrders(options.space, shards, options.folder, options.tracking, "", options.execution)
+    settings = {"model.hasd.moe.experts": 2, "training.learning_rate": 1e-9}
+    trial = TrialRun(settings, orders=orders)
+    reports = [trial.train()]
+    while not reports[-1]["done"]:
+        reports.append(trial.train())
+    trial.stop()
+    assert [report[EPOCH] for report in reports] == list(range(1, stopped.epochs + 1))
+    assert {path: path.stat().st_mtime_ns for path in (trials / "default").rglob("*")} == files
+    shutil.rmtree(trials / "default")
 
 
 def test_a_trial_that_fails_is_a_row_with_its_error(swept: Sweep) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.conftest import Start
 
-SAMPLES = 4
+SAMPLES = 3
 
 
 @pytest.mark.slow
@@ -47,4 +47,3 @@ def test_a_killed_sweep_goes_on(start: Start, tmp_path: Path) -> None:
     assert "RUNNING" not in {run.info.status for run in runs}
     assert {row["name"] for row in rows} <= {run.info.run_name for run in runs}
     assert sum(run.info.run_name == "sweep" for run in runs) == 1
-    assert "already done" in start("sweep", *flags, script="tune/sweep.py").end()
