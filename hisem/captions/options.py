@@ -16,7 +16,7 @@ class Captioning:
     beam: int = 1
     """Beam width; 1 is greedy. A wider beam also gives each tile a second caption."""
     batch_size: int | None = None
-    """Tiles per forward pass (default: 32, with --gpu 128)."""
+    """Tiles per forward pass (default: 8, with --gpu 128)."""
     captioners: int | None = None
     """Captioning actors (default: as many as the cluster has GPUs, or places for --cpus)."""
     cpus: int = 1
@@ -47,7 +47,7 @@ class Captioning:
     @property
     def batch(self) -> int:
         """Tiles per forward pass."""
-        return self.batch_size or (128 if self.gpu else 32)
+        return self.batch_size or (128 if self.gpu else 8)
 
     @property
     def redo(self) -> Redo:
