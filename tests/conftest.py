@@ -9,6 +9,7 @@ import sys
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,9 @@ class S3Server:
         urllib.request.urlopen(f"{self.address}/_faults", json.dumps(faults).encode()).close()
 
 
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[S3Server]:
-    """An S3-compatible server that the environment names from now on, for this process and those it starts."""
+@contextmanager
+def serve_s3() -> Iterator[S3Server]:
+    """An S3-compatible server that the environment names meanwhile, for this process and those it starts."""
     script = Path(__file__).with_name("s3_server.py")
     process = subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
@@ -73,11 +74,23 @@ def s3_server() -> Iterator[S3Server]:
     process.wait(timeout=30)
 
 
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """The S3-compatible server of all tests."""
+    with serve_s3() as server:
+        yield server
+
+
+def make_bucket(server: S3Server, name: str) -> str:
+    """The URI of a new bucket."""
+    pafs.S3FileSystem(endpoint_override=server.address, allow_bucket_creation=True).create_dir(name)
+    return f"s3://{name}"
+
+
 @pytest.fixture
 def bucket(s3_server: S3Server) -> Iterator[str]:
     """The URI of a bucket of this test's own; GDAL remembers what it has read from others."""
-    name = f"bucket-{uuid.uuid4().hex[:12]}"
-    pafs.S3FileSystem(endpoint_override=s3_server.address, allow_bucket_creation=True).create_dir(name)
+    uri = make_bucket(s3_server, f"bucket-{uuid.uuid4().hex[:12]}")
     s3_server.requests()
-    yield f"s3://{name}"
+    yield uri
     s3_server.work()
