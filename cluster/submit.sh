@@ -30,7 +30,7 @@ while true; do
         *"Status for job '$job'"*)
             ours=true silent=0
             follow "$job"
-            sleep 1 # a job ends a moment after its log
+            sleep "$patience" # a job ends a moment after its log
             continue
             ;;
         *"does not exist"*)

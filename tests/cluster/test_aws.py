@@ -15,12 +15,11 @@ import ray.autoscaler
 import yaml
 from botocore.validate import ParamValidator
 from ray.autoscaler._private.util import prepare_config, validate_config
-from ray.scripts.scripts import start
 
 from hisem.distributed import budget
+from tests.cluster.schemas import ray_start_flags
 
 ROOT = Path(__file__).resolve().parents[2]
-RAY_START = {option for parameter in start.params for option in (*parameter.opts, *parameter.secondary_opts)}
 
 
 @pytest.fixture
@@ -90,7 +89,7 @@ def test_commands_that_start_ray_have_its_flags(config: dict[str, Any]) -> None:
     for command in (head, worker):
         ray_, start_, *flags = shlex.split(command)
         assert (ray_, start_) == ("ray", "start")
-        assert {flag.partition("=")[0] for flag in flags} <= RAY_START
+        assert {flag.partition("=")[0] for flag in flags} <= ray_start_flags()
     # Where budget looks for the limits, and the number that they have for the head.
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in head.split()
     assert "--num-cpus=0" in head.split()

@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,11 @@ from typing import Any
 import pytest
 import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
-from ray.scripts.scripts import start
 
 from hisem import cli
 from hisem.distributed import budget
 from hisem.training.options import parse_experiment
-from tests.cluster.schemas import complaints
+from tests.cluster.schemas import complaints, ray_start_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "cluster" / "kuberay"
@@ -33,11 +33,10 @@ OBJECTS: dict[str, Object] = {
     for item in yaml.safe_load_all(path.read_text())
 }
 
-RAY_START = {option.removeprefix("--") for parameter in start.params for option in parameter.opts}
 NAMES: dict[str, set[str]] = {
     **dict.fromkeys(("data", "stringData"), set(re.findall(r"\b[A-Z]+(?:_[A-Z0-9]+)+\b", README))),
     **dict.fromkeys(("limits", "requests"), {"cpu", "memory", "nvidia.com/gpu"}),
-    "rayStartParams": RAY_START,
+    "rayStartParams": {flag.removeprefix("--") for flag in ray_start_flags()},
     "nodeSelector": {"karpenter.sh/capacity-type"},
     "matchLabels": {"ray.io/is-ray-node", "kubernetes.io/metadata.name"},
 }
@@ -103,8 +102,8 @@ def test_a_misspelt_key_is_refused_wherever_it_stands(item: Object) -> None:
         ("RayCluster", ("headGroupSpec", "rayStartParams", "num-cpus"), 0),
         ("RayJob", ("submissionMode",), "K8SJobMode"),
         ("RayJob", ("backoffLimit",), -1),
-        ("CronJob", ("concurrencyPolicy",), "Forbidden"),
-        ("CronJob", ("jobTemplate", "spec", "template", "spec", "restartPolicy"), "never"),
+        ("CronJob", ("jobTemplate", "spec", "backoffLimit"), "4"),
+        ("CronJob", ("jobTemplate", "spec", "template", "spec", "containers", 0, "args"), "python"),
     ],
 )
 def test_a_wrong_value_is_refused(kind: str, path: tuple[Any, ...], value: Any) -> None:
@@ -153,7 +152,7 @@ def test_what_is_referred_to_is_there() -> None:
     (night,) = of_kind("CronJob")
     assert {"name": "RAY_API_SERVER_ADDRESS", "value": f"http://{name}-head-svc:8265"} in values(night, "env")[0]
     for secret, keys in secrets.items():
-        (command,) = re.findall(rf"kubectl create secret generic {secret} ((?:.*\\\n)*.*)", README)
+        (command,) = re.findall(rf"create secret generic {secret} ((?:.*\\\n)*.*)", README)
         assert set(re.findall(r"--from-literal=(\w+)=", command)) == keys
 
 
@@ -200,10 +199,12 @@ def parsed(command: list[str]) -> Any:
     python, script, *flags = command
     assert python == "python"
     assert script.startswith(IN_IMAGE)
-    spec = importlib.util.spec_from_file_location("entry", ROOT / script.removeprefix(IN_IMAGE))
+    path = ROOT / script.removeprefix(IN_IMAGE)
+    spec = importlib.util.spec_from_file_location(f"entry_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where the types of its options are looked up
     spec.loader.exec_module(module)
     if "experiment" in module.Options.__dataclass_fields__:
         return parse_experiment(module.Options, "", flags)
