@@ -16,7 +16,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text()
-PINS = {canonicalize_name(name): pin for name, pin in re.findall(r"(?m)^(\S+?)==(\S+)$", CONSTRAINTS)}
+PINS: dict[str, str] = {canonicalize_name(name): pin for name, pin in re.findall(r"(?m)^(\S+?)==(\S+)$", CONSTRAINTS)}
 
 
 def instructions() -> list[tuple[str, str]]:

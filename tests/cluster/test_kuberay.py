@@ -33,9 +33,13 @@ OBJECTS: dict[str, Object] = {
     for item in yaml.safe_load_all(path.read_text())
 }
 
-NAMES: dict[str, set[str]] = {
-    **dict.fromkeys(("data", "stringData"), set(re.findall(r"\b[A-Z]+(?:_[A-Z0-9]+)+\b", README))),
-    **dict.fromkeys(("limits", "requests"), {"cpu", "memory", "nvidia.com/gpu"}),
+VARIABLES = set(re.findall(r"\b[A-Z]+(?:_[A-Z0-9]+)+\b", README))
+SIZES = {"cpu", "memory", "nvidia.com/gpu"}
+NAMES = {
+    "data": VARIABLES,
+    "stringData": VARIABLES,
+    "limits": SIZES,
+    "requests": SIZES,
     "rayStartParams": {flag.removeprefix("--") for flag in ray_start_flags()},
     "nodeSelector": {"karpenter.sh/capacity-type"},
     "matchLabels": {"ray.io/is-ray-node", "kubernetes.io/metadata.name"},
