@@ -26,7 +26,10 @@ while true; do
     case $said in
         *"Job '$job' succeeded"*) code=0 ;;
         *"Job '$job' failed"*"failed with exit code "*) code=${said#*failed with exit code } code=${code%%[!0-9]*} ;;
-        *"Job '$job' failed"* | *"Job '$job' was stopped"*) code=1 ;; # its driver was killed, with the head perhaps
+        *"Job '$job' failed"* | *"Job '$job' was stopped"*) # its driver was killed, with the head perhaps
+            echo "$said" >&2
+            code=1
+            ;;
         *"Status for job '$job'"*)
             ours=true silent=0
             follow "$job"
@@ -40,6 +43,10 @@ while true; do
             ((silent > 30)) && exit 1
             continue
             ;;
+        *AuthenticationError*) # no later try would have another token
+            echo "submit.sh: $job: the cluster refuses the token (RAY_AUTH_TOKEN): ${said##*$'\n'}" >&2
+            exit 2
+            ;;
         *)
             echo "submit.sh: $job: the cluster does not answer: ${said##*$'\n'}" >&2
             ((silent += 1))
@@ -50,7 +57,7 @@ while true; do
     esac
     # An end that an earlier process should have told, but for a failure, which this one is to make good.
     if $ours || [[ $code == [023] ]]; then
-        [[ $code == 0 ]] || echo "submit.sh: $job ended with exit code $code: ${said##*$'\n'}" >&2
+        [[ $code == 0 ]] || echo "submit.sh: $job ended with exit code $code" >&2
         exit "$code"
     fi
     ((number += 1))

@@ -23,6 +23,7 @@ case $2 in
     stop) echo STOPPED >"$JOBS/$3.state" ;;
     status)
         [[ -e $JOBS/silent ]] && { rm "$JOBS/silent"; echo "ConnectionError: Failed to connect to Ray"; exit 1; }
+        [[ -e $JOBS/denied ]] && { echo "ray.exceptions.AuthenticationError: Invalid authentication token"; exit 1; }
         case $(cat "$JOBS/$3.state" 2>/dev/null) in
             "") echo "RuntimeError: Request failed with status code 404: Job $3 does not exist."; exit 1 ;;
             RUNNING) echo "Status for job '$3': RUNNING" ;;
@@ -70,6 +71,7 @@ def test_it_ends_with_the_exit_code_of_the_command(jobs: Path, submit: Submit, e
     assert process.returncode == code
     assert (jobs / "night-1.state").read_text().strip() == end
     assert (f"night-1 ended with exit code {code}" in errors) == (code != 0)
+    assert ("its node died" in errors) == (end == "killed")
 
 
 def test_a_second_one_follows_what_the_first_submitted(jobs: Path, submit: Submit) -> None:
@@ -100,6 +102,15 @@ def test_a_cluster_that_is_silent_for_a_while_is_asked_again(jobs: Path, submit:
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 0
     assert "the cluster does not answer: ConnectionError" in errors
+
+
+def test_a_wrong_token_is_told_at_once(jobs: Path, submit: Submit) -> None:
+    (jobs / "denied").touch()
+    process = submit("0")
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "refuses the token (RAY_AUTH_TOKEN): ray.exceptions.AuthenticationError" in errors
+    assert calls(jobs, "status") == ["night-1"]
 
 
 def test_ended_it_stops_the_job(jobs: Path, submit: Submit) -> None:
