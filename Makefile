@@ -26,10 +26,11 @@ test: $(STAMP)  ## tests that a user runs
 test-slow: $(STAMP)  ## kills, an autoscaler, compilation, the whole demo
 	$(BIN)/python -m pytest -m slow
 
-check: $(STAMP)  ## format, lint, types
+check: $(STAMP)  ## format, lint, types, Dockerfile
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint cluster/Dockerfile
 
 format: $(STAMP)  ## apply the formatter and the linter's safe fixes
 	$(BIN)/ruff format .
