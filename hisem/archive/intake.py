@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import lru_cache
 
 from rasterio.errors import RasterioIOError
 from rasterio.io import DatasetReader
@@ -32,20 +33,24 @@ def require_self_contained(raster: DatasetReader, uri: str) -> None:
         raise RasterError(f"{uri}: names another file for its overviews; make them anew (gdaladdo) or copy its pixels.")
     for suffix in BESIDE:
         beside = f"{uri}{suffix}"
-        if not is_remote(beside) and not os.path.exists(beside):
-            continue
-        if not _is_geotiff(beside):
-            raise RasterError(f"{beside}: is no plain GeoTIFF; remove it, or make it anew (gdaladdo).")
+        if is_remote(beside):
+            _require_geotiff_once(beside)
+        elif os.path.exists(beside):
+            _require_geotiff(beside)
 
 
-def _is_geotiff(uri: str) -> bool:
-    """Whether a file is a GeoTIFF, which no other driver takes for its own. An absent one does no harm."""
+def _require_geotiff(uri: str) -> None:
+    """Raise `RasterError` for a file that is no GeoTIFF, or not self-contained. An absent one does no harm."""
     try:
         with DatasetReader(uri, driver=["GTiff"], sharing=False) as raster:
             require_self_contained(raster, uri)
     except RasterioIOError as error:
-        return "not recognized" not in str(error)
-    return True
+        if "not recognized" in str(error):
+            raise RasterError(f"{uri}: is no plain GeoTIFF; remove it, or make it anew (gdaladdo).") from error
+
+
+# Each costs two requests, and a raster is opened once for each of its blocks.
+_require_geotiff_once = lru_cache(maxsize=65536)(_require_geotiff)
 
 
 def require_bounded(raster: DatasetReader, uri: str) -> None:
