@@ -31,3 +31,13 @@ def test_a_local_ray_lets_nobody_in_without_its_token(ray_cluster):
         assert "token" in stranger.stderr.lower()
     url = ray.worker.get_dashboard_url()
     assert not url or url.startswith("127.0.0.1:")
+
+
+def test_a_ray_that_was_imported_first_is_left_its_own_authentication():
+    found = "import os, ray, hisem.distributed; print(*(name for name in os.environ if name.startswith('RAY_AUTH')))"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    for code, names in ((found, ""), (found.replace(" ray,", ""), "RAY_AUTH_MODE RAY_AUTH_TOKEN")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True
+        )
+        assert done.stdout.strip() == names
