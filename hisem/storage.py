@@ -206,11 +206,15 @@ def read_parquet(uri: str | Path, columns: list[str] | None = None) -> pa.Table:
 
 
 def download(uri: str | Path, to: Path) -> Path:
-    """A local folder with the content of `uri`: itself when local, else a copy in `to`."""
+    """A local folder with the content of `uri`: itself when local, else a copy in `to`, which nothing leaves."""
     if not is_remote(uri):
         return Path(absolute(uri))
     fs, path = filesystem(uri)
     with _expected(uri, "downloaded"):
+        # Keys of a bucket may be anything; as paths on a disk some lead elsewhere.
+        for info in fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True)):
+            if ".." in info.path[len(path) :].split("/"):
+                raise StorageError(f"{uri}: holds the key {info.path!r}, which is no path inside a folder; remove it.")
         to.mkdir(parents=True, exist_ok=True)
         pafs.copy_files(path, str(to), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
     return to

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,21 @@ def test_folders_go_up_and_come_down(bucket: str, tmp_path: Path) -> None:
     storage.upload(tmp_path / "source", storage.join(bucket, "bundle"))
     came = storage.download(storage.join(bucket, "bundle"), tmp_path / "copy")
     assert {str(path.relative_to(came)): path.read_bytes() for path in came.rglob("*") if path.is_file()} == content
+
+
+def test_keys_that_lead_out_of_a_folder_are_refused(bucket: str, s3_server: Any, tmp_path: Path) -> None:
+    storage.write_bytes(f"{bucket}/bundle/a.json", b"{}")
+    # Clients tidy such a path up; a server takes any key.
+    signature = (
+        "AWS4-HMAC-SHA256 Credential=testing/20250101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+    )
+    connection = http.client.HTTPConnection(s3_server.address.removeprefix("http://"))
+    connection.request("PUT", f"/{bucket[5:]}/bundle/%2E%2E/%2E%2E/evil.txt", b"evil", {"Authorization": signature})
+    assert connection.getresponse().status == 200
+    assert "bundle/../../evil.txt" in objects(bucket)
+    with pytest.raises(StorageError, match=r"holds the key '.*bundle/\.\./\.\./evil\.txt'"):
+        storage.download(f"{bucket}/bundle", tmp_path / "deep" / "copy")
+    assert not list(tmp_path.rglob("evil.txt"))
 
 
 def test_a_store_that_fails_now_and_then_is_asked_again(bucket: str, s3_server: Any) -> None:

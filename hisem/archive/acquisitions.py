@@ -15,6 +15,7 @@ from typing import Any
 
 import shapely
 
+from hisem.archive.addresses import objection
 from hisem.archive.footprints import repaired
 from hisem.object_store import has_secret, masked
 
@@ -138,12 +139,14 @@ def checked_time(value: Any) -> datetime:
 
 
 def checked_raster(uri: str) -> str:
-    """The path or URI of a raster. Raises `Unusable` where it holds a secret, which no catalogue takes."""
+    """The path or URI of a raster. Raises `Unusable` where it holds a secret or is of a kind that is not opened."""
     if has_secret(uri):
         raise Unusable(
             Reason.NO_ASSET,
             f"{masked(uri)} holds a password, key or signature; put credentials into the environment instead",
         )
+    if told := objection(uri):
+        raise Unusable(Reason.NO_ASSET, told)
     return uri
 
 

@@ -18,6 +18,9 @@ from hisem.errors import CatalogueError, SchemaError
 from hisem.object_store import require_no_secret
 from hisem.schemas import CATALOGUE, OPTIONAL_PAIR_FIELDS, STRINGS, TIMESTAMP, conform, require_unique
 
+SUFFIXES = (".parquet", ".csv")
+"""Of catalogues, and of tables of footprints."""
+
 SEPARATOR = "|"
 SPLITS = ("train", "val", "test")
 OPTIONAL = [field.name for field in OPTIONAL_PAIR_FIELDS]
@@ -35,7 +38,7 @@ def read_catalogue(uri: str) -> pa.Table:
     a pair without rasters, a URI that holds a secret, a time that is none, or a split other than train, val
     and test; `StorageError` where the file cannot be read.
     """
-    raw = read_csv(uri, CATALOGUE.names) if catalogue_suffix(uri) == "csv" else storage.read_parquet(uri)
+    raw = read_rows(uri, CATALOGUE.names)
     folder = storage.absolute(uri).rpartition("/")[0]
     for name in CATALOGUE.names:
         if name in raw.column_names:
@@ -75,16 +78,21 @@ def write_catalogue(table: pa.Table, uri: str) -> None:
 def catalogue_suffix(uri: str) -> str:
     """`parquet` or `csv`, whichever `uri` ends in. Raises `CatalogueError` where it ends in neither."""
     suffix = posixpath.splitext(uri)[1].lower()
-    if suffix not in (".parquet", ".csv"):
-        raise CatalogueError(f"{uri}: a catalogue ends in .parquet or .csv, found {suffix or 'no suffix'}.")
+    if suffix not in SUFFIXES:
+        raise CatalogueError(f"{uri}: a catalogue ends in {' or '.join(SUFFIXES)}, found {suffix or 'no suffix'}.")
     return suffix[1:]
 
 
-def read_csv(uri: str, columns: Sequence[str]) -> pa.Table:
-    """A CSV file with `columns`, where present, as strings and empty cells as null.
+def read_rows(uri: str, columns: Sequence[str]) -> pa.Table:
+    """The table in a file, in the format of its suffix, which may have `columns` as text.
 
-    Raises `CatalogueError` where the file is no CSV, `StorageError` where it cannot be read.
+    Raises `CatalogueError` where the file is of another format, `StorageError` where it cannot be read.
     """
+    return _read_csv(uri, columns) if catalogue_suffix(uri) == "csv" else storage.read_parquet(uri)
+
+
+def _read_csv(uri: str, columns: Sequence[str]) -> pa.Table:
+    """A CSV file with `columns`, where present, as strings and empty cells as null."""
     convert = pacsv.ConvertOptions(
         column_types=dict.fromkeys(columns, pa.string()),
         null_values=[""],

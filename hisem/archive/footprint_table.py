@@ -21,7 +21,7 @@ from hisem.archive.acquisitions import (
     checked_time,
     collected,
 )
-from hisem.archive.catalogue import absolute_paths, catalogue_suffix, read_csv
+from hisem.archive.catalogue import absolute_paths, read_rows
 from hisem.errors import AcquisitionsError
 from hisem.schemas import TIMESTAMP
 
@@ -41,7 +41,7 @@ def read_footprints(uri: str) -> Reading:
     be read.
     """
     uri = storage.absolute(uri)
-    table = read_csv(uri, [*REQUIRED, *OPTIONAL]) if catalogue_suffix(uri) == "csv" else storage.read_parquet(uri)
+    table = read_rows(uri, [*REQUIRED, *OPTIONAL])
     missing = [name for name in REQUIRED if name not in table.column_names]
     if missing:
         raise AcquisitionsError(

@@ -34,6 +34,9 @@ OPTIONS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
     # A truncated JPEG is an error instead of grey pixels.
     "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",
+    # Of a VRT, which only we make, nothing but views of bands is needed: no code, no raw bytes of any file.
+    "GDAL_VRT_ENABLE_PYTHON": "NO",
+    "GDAL_VRT_ENABLE_RAWRASTERBAND": "NO",
 }
 """What the rest relies on, whatever the environment says."""
 

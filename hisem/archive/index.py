@@ -14,7 +14,7 @@ from hisem.archive.reader import pair_reader
 from hisem.errors import RasterError
 from hisem.schemas import CATALOGUE, INDEX
 
-MAX_TILES = 4_000_000
+MAX_TILES = 1_000_000
 """Windows of one pair beyond which its rasters are taken to lie in wrong places."""
 
 

@@ -18,14 +18,13 @@ import pyarrow.csv as pacsv
 
 from hisem import storage
 from hisem.archive.acquisitions import Acquisition, LeftOut, Reading, in_utc
-from hisem.archive.catalogue import catalogue_suffix, write_catalogue
+from hisem.archive.catalogue import SUFFIXES, catalogue_suffix, write_catalogue
 from hisem.archive.footprint_table import read_footprints
 from hisem.archive.predecessors import PairingConfig, Predecessors
 from hisem.archive.stac import ApiSearch, AssetChoice, read_items, search_items
 from hisem.errors import ConfigError
 from hisem.schemas import CATALOGUE
 
-TABLES = (".parquet", ".csv")
 LEFT_OUT = pa.schema([(name, pa.string()) for name in ("id", "collection", "reason", "detail", "where")])
 """The table of what was left out: `reason` is one of `acquisitions.Reason`."""
 
@@ -177,7 +176,7 @@ def _reading(items: str, request: PairRequest, config: PairingConfig) -> Reading
         return search_items(items, ApiSearch(request.collections, request.bbox, earliest), assets)
     if request.collections or request.bbox:
         raise ConfigError(f"collections and bbox are what a STAC API is asked for; {items} is read as a whole.")
-    if not items.lower().endswith(TABLES):
+    if not items.lower().endswith(SUFFIXES):
         return read_items(items, assets)
     if assets != AssetChoice():
         raise ConfigError(f"assets are those of STAC items; {items} names its rasters in columns rasters and mask.")

@@ -9,6 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import numpy as np
 from affine import Affine
@@ -18,8 +19,10 @@ from rasterio.io import DatasetReader
 from rasterio.warp import transform_bounds
 
 from hisem import storage
+from hisem.archive.addresses import objection
 from hisem.archive.gdal import DAMAGED, DRIVERS, FORMATS, GDAL_ERRORS, cause_of, gdal_env, remedy_of
 from hisem.archive.grid import Grid, is_identity
+from hisem.archive.intake import require_bounded, require_self_contained
 from hisem.errors import RasterError, StorageError
 from hisem.object_store import require_no_secret, s3_endpoint
 
@@ -35,19 +38,21 @@ def open_raster(uri: str) -> DatasetReader:
 
     Raises `RasterError` where it is absent, empty, a folder, unreadable, of another format, rotated, or
     georeferenced by control points or rational polynomials alone; where a store refuses it or cannot be
-    reached; and where the URI holds a secret.
+    reached; where the URI holds a secret; and for what `hisem.archive.intake` does not let in.
     """
-    if storage.is_remote(uri):
-        _require_usable_uri(uri)
-    else:
+    _require_usable_uri(uri)
+    if not storage.is_remote(uri):
         _require_readable_file(uri)
     try:
-        with gdal_env(uri), warnings.catch_warnings():
+        with gdal_env(uri), warnings.catch_warnings(), ExitStack() as stack:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             # `rasterio.open` takes one driver only; the class behind it takes a list, as GDAL does.
-            raster = DatasetReader(uri, driver=DRIVERS, sharing=False)
+            raster = stack.enter_context(DatasetReader(uri, driver=DRIVERS, sharing=False))
+            require_bounded(raster, uri)
+            require_self_contained(raster, uri)
             unrectified = raster.crs is None and bool(raster.gcps[0] or raster.rpcs)
             _ = raster.mask_flag_enums  # has GDAL look for the mask beside it now, while the settings hold
+            stack.pop_all()
     except GDAL_ERRORS as error:
         remedy = remedy_of(error, uri) or f"Readable are {FORMATS}; if it is one of these, {DAMAGED}"
         raise RasterError(f"{uri}: cannot be opened as a raster ({cause_of(error)}). {remedy}.") from error
@@ -62,8 +67,10 @@ def open_raster(uri: str) -> DatasetReader:
 
 
 def _require_usable_uri(uri: str) -> None:
-    """Raise `RasterError` for a URI that holds a secret, or whose server the environment misnames."""
+    """Raise `RasterError` for a URI that holds a secret or is of a kind not opened, or a server that is misnamed."""
     require_no_secret(uri, RasterError)
+    if told := objection(uri):
+        raise RasterError(f"{uri if uri[:4] != '/vsi' else 'a raster'}: {told}.")
     if uri.startswith("s3://"):
         try:
             s3_endpoint()

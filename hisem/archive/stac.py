@@ -151,7 +151,7 @@ def _items(content: bytes | OSError) -> list[Any] | None:
         raise Unusable(Reason.UNREADABLE, f"cannot be read ({content})")
     try:
         document = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unusable(Reason.UNREADABLE, f"not valid JSON ({error}); copy the file again") from error
     kind = document.get("type") if isinstance(document, dict) else type(document).__name__
     if kind == "Feature":

@@ -13,7 +13,12 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if not sys.stderr.isatty():
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-if not os.environ.get("RAY_ADDRESS") and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+# Where Ray is imported already it has read its mode, and turns its own authentication on unless a mode is set.
+if (
+    "ray" not in sys.modules
+    and not os.environ.get("RAY_ADDRESS")
+    and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token"
+):
     # A Ray that we start ourselves lives as long as this process, and so does its token. A cluster that we
     # join has its own, in the environment or in ~/.ray/auth_token.
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

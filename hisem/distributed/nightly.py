@@ -72,6 +72,8 @@ def caption_job(
     `scratch` holds a remote bundle while the job runs; `settings` are further fields of `CaptionOptions`. The run is
     tracked where `models:/` is looked up.
     """
+    if tracking_uri is not None:
+        tracking.require_no_login(tracking_uri)
     pairs = read_catalogue(catalogue)
     fixed = tracking.pin_model(model, tracking_uri)  # an alias may move while the job runs
     folder = tracking.resolve_model(fixed, tracking_uri, scratch)

@@ -38,6 +38,7 @@ def cluster() -> Iterator[None]:
     try:
         ray.init(
             address=address or "local",
+            dashboard_host="127.0.0.1",
             logging_level=logging.WARNING,
             log_to_driver=bool(os.environ.get("HISEM_WORKER_LOGS")),
             configure_logging=True,

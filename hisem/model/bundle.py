@@ -61,10 +61,12 @@ def load(cls: type[HiSem], config_class: type[HiSemConfig], folder: Path) -> HiS
             f"{VOCABULARY} and {WEIGHTS} are not of the same model."
         )
     try:
+        # Shapes alone, which take no memory: a config may ask for any, and the weights are what is there.
+        with torch.device("meta"):
+            _check_weights(cls(config, vocabulary, pretrained=False).state_dict(), weights, folder)
         model = cls(config, vocabulary, pretrained=False)
     except (ConfigError, MemoryError, RuntimeError) as error:  # RuntimeError: what torch cannot allocate
         raise BundleError(f"{folder}: no model can be built of {CONFIG}: {error}") from error
-    _check_weights(model.state_dict(), weights, folder)
     model.load_state_dict(weights)
     if (stored := read_json(folder, PREPROCESSING)) != preprocessing(model):
         raise BundleError(

@@ -16,7 +16,7 @@ from hisem.tracking.registry import (
     tag_version,
 )
 from hisem.tracking.run import EXPERIMENT, Run, end_if_open, fail_child, start_run
-from hisem.tracking.store import default_uri, sqlite_uri
+from hisem.tracking.store import default_uri, require_no_login, sqlite_uri
 
 __all__ = [
     "EXPERIMENT",
@@ -30,6 +30,7 @@ __all__ = [
     "model_identity",
     "pin_model",
     "register",
+    "require_no_login",
     "resolve_model",
     "set_champion",
     "sqlite_uri",

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from hisem import storage
 from hisem.errors import TrackingError
-from hisem.object_store import masked
 from hisem.tracking.run import Run
 from hisem.tracking.store import client, default_uri, expected
 
@@ -56,9 +55,7 @@ def register(run: Run, digest: str, tags: Mapping[str, str], name: str = MODEL) 
             if there.name == name and there.tags.get(DIGEST) == digest:
                 return str(there.version)
         if not store.list_artifacts(run.run_id, BUNDLE):
-            raise TrackingError(
-                f"{masked(run.uri)}: run {run.run_id} has no artifact {BUNDLE} to register; log it first."
-            )
+            raise TrackingError(f"{run.uri}: run {run.run_id} has no artifact {BUNDLE} to register; log it first.")
         try:
             store.create_registered_model(name)
         except MlflowException as error:

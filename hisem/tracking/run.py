@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hisem.object_store import masked
 from hisem.tracking.outbox import Outbox
 from hisem.tracking.store import client, expected
 
@@ -29,7 +28,7 @@ GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 class Run:
     """One MLflow run, written to by one process, by one of its threads at a time."""
 
-    uri: str = field(repr=False)  # may hold a password
+    uri: str
     run_id: str
 
     def __post_init__(self) -> None:
@@ -135,7 +134,7 @@ def start_run(uri: str, name: str, run_id: str | None = None, parent: str | None
             except MlflowException as error:
                 if error.error_code not in GONE:
                     raise
-                log.warning("MLflow run %s is not in %s: a new run is opened.", run_id, masked(uri))
+                log.warning("MLflow run %s is not in %s: a new run is opened.", run_id, uri)
         experiment = store.get_experiment_by_name(EXPERIMENT)
         experiment_id = experiment.experiment_id if experiment else _create_experiment(store, uri)
         tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else None

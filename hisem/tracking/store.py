@@ -11,15 +11,26 @@ from typing import Any
 
 from hisem import storage
 from hisem.errors import TrackingError
-from hisem.object_store import masked
+from hisem.object_store import has_secret, masked
 
 RETRIES = 5
 """How often a request to a server is tried again, over about a minute; MLflow's own 7 are four minutes."""
 
 
+def require_no_login(uri: str) -> None:
+    """Raise `TrackingError` for a URI that holds a password or key: it would go into messages, tags and Ray's state."""
+    if has_secret(uri):
+        raise TrackingError(
+            f"{masked(uri)}: the tracking URI holds a password or key; write it without, and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment "
+            "(for a database what its driver reads, such as PGPASSWORD)."
+        )
+
+
 def default_uri() -> str:
     """`$MLFLOW_TRACKING_URI`, else a SQLite file under the storage root (which must then be local)."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        require_no_login(uri)
         return uri
     root = storage.default_storage()
     if storage.is_remote(root):
@@ -38,7 +49,8 @@ def sqlite_uri(folder: str) -> str:
 
 
 def client(uri: str) -> Any:
-    """MLflow's client for the store and the registry at `uri`."""
+    """MLflow's client for the store and the registry at `uri`. Raises `TrackingError`."""
+    require_no_login(uri)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(RETRIES))
     for name in ("alembic", "mlflow"):
@@ -62,19 +74,11 @@ def expected(uri: str, sought: str | None = None) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # ImportError: a database's driver
-        what = f"{sought} in {masked(uri)}: cannot be found" if sought else f"{masked(uri)}: cannot be used"
-        reason = _without_secret(_first_line(error), uri)
-        raise TrackingError(f"{what} by MLflow ({type(error).__name__}: {reason}).") from error
+        what = f"{sought} in {uri}: cannot be found" if sought else f"{uri}: cannot be used"
+        raise TrackingError(f"{what} by MLflow ({type(error).__name__}: {_first_line(error)}).") from error
 
 
 def _first_line(error: Exception) -> str:
     """The line that says what happened: SQL and remarks of SQLAlchemy on its use come behind it, or before."""
     lines = str(error).strip().splitlines()
     return next((line for line in lines if not line.startswith("(raised as a result of ")), "")
-
-
-def _without_secret(message: str, uri: str) -> str:
-    """`message` without the login of `uri`: MLflow repeats addresses with all they hold."""
-    login, at, _ = uri.partition("://")[2].partition("/")[0].rpartition("@")
-    shown = message.replace(uri, masked(uri))
-    return shown.replace(f"{login}{at}", "") if at else shown

@@ -18,6 +18,7 @@ import rasterio
 from affine import Affine
 
 from hisem import storage
+from hisem.archive import addresses
 from hisem.archive.bands import open_scene_raster
 from hisem.archive.catalogue import read_catalogue, write_catalogue
 from hisem.archive.gdal import gdal_env
@@ -35,6 +36,12 @@ Write = Callable[..., str]
 
 HALF_OFF = Affine(10.0, 0.0, 500_005.0, 0.0, -10.0, 3_999_995.0)
 TILED = {"tiled": True, "blockxsize": 128, "blockysize": 128}
+
+
+@pytest.fixture(autouse=True)
+def _plain_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    """http stands for https, which the server here does not speak."""
+    monkeypatch.setattr(addresses, "SCHEMES", (*addresses.SCHEMES, "http"))
 
 
 @pytest.fixture

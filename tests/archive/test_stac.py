@@ -17,6 +17,7 @@ import pytest
 import shapely
 
 from hisem import storage
+from hisem.archive import addresses
 from hisem.archive.acquisitions import Reason
 from hisem.archive.stac import ApiSearch, AssetChoice, read_items, search_items
 from hisem.errors import AcquisitionsError, ConfigError, StorageError
@@ -98,15 +99,16 @@ def test_folders_far_away(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = fsspec.filesystem("memory")
     arrow = pafs.PyFileSystem(pafs.FSSpecHandler(memory))
     monkeypatch.setattr(storage, "filesystem", lambda uri: (arrow, "/" + storage.absolute(uri).removeprefix("mem://")))
+    monkeypatch.setattr(addresses, "SCHEMES", ("s3", "mem"))
     try:
-        assets = {"visual": asset("../pixels/a.tif"), "cloud": asset("/vsis3/other/cloud.tif")}
+        assets = {"visual": asset("../pixels/a.tif"), "cloud": asset("s3://other/cloud.tif")}
         storage.write_bytes("mem://bucket/items/2024/a.json", json.dumps(item(assets=assets)).encode())
         (found,) = read_items("mem://bucket/items", AssetChoice(mask="cloud")).acquisitions
     finally:
         memory.rm("/bucket", recursive=True)
     assert found.where == "mem://bucket/items/2024/a.json"
     assert found.rasters == ("mem://bucket/items/pixels/a.tif",)
-    assert found.masks == ("/vsis3/other/cloud.tif",)
+    assert found.masks == ("s3://other/cloud.tif",)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +178,15 @@ TWO_BANDS = {"B02": asset("2", "data"), "B03": asset("3", "data")}
             Reason.NO_ASSET,
             "https://x.example/a.tif?*** holds a password, key or signature",
         ),
+        *(
+            (item(assets={"visual": asset(href)}), AssetChoice(), Reason.NO_ASSET, "a raster is named by its path")
+            for href in (
+                "http://169.254.169.254/a.tif",
+                "/vsicurl/http://x/a.tif",
+                "ftp://x/a.tif",
+                "zip:///a.zip!b.tif",
+            )
+        ),
         (item(assets={"visual": {}}), AssetChoice(), Reason.NOT_AN_ITEM, "not a STAC item"),
         (item(assets=["visual"]), AssetChoice(), Reason.NOT_AN_ITEM, "not a STAC item"),
         (item(links=[3]), AssetChoice(), Reason.NOT_AN_ITEM, "not a STAC item"),
@@ -207,6 +218,11 @@ def test_broken_files_in_a_folder_are_told_and_the_rest_is_read(tmp_path: Path) 
     write(tmp_path / "empty.json", "")
     write(tmp_path / "list.json", [item("x")])
     write(tmp_path / "other.json", {"tiles": 3})
+    write(tmp_path / "deep.json", "[" * 100_000)
+    nested = json.dumps(item("nested"))
+    for number, key in enumerate(('"properties": {', '"coordinates": ')):
+        deep = f'"x": {"[" * 20_000}{"]" * 20_000}, ' if number == 0 else "[" * 20_000 + "]" * 20_000 + ', "x": '
+        write(tmp_path / f"nested_{number}.json", nested.replace(key, key + deep, 1))
     (tmp_path / "binary.json").write_bytes(b"\x89PNG\xff\xfe")
     write(tmp_path / "secret.json", item("s"))
     (tmp_path / "gone.json").symlink_to(tmp_path / "nowhere.json")
@@ -218,6 +234,9 @@ def test_broken_files_in_a_folder_are_told_and_the_rest_is_read(tmp_path: Path) 
     assert reasons == {
         "binary.json": Reason.UNREADABLE,
         "cut.json": Reason.UNREADABLE,
+        "deep.json": Reason.UNREADABLE,
+        "nested_0.json": Reason.UNREADABLE,
+        "nested_1.json": Reason.UNREADABLE,
         "empty.json": Reason.UNREADABLE,
         "list.json": Reason.NOT_AN_ITEM,
         "other.json": Reason.NOT_AN_ITEM,

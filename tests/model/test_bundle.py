@@ -290,6 +290,46 @@ def test_config_that_does_not_fit(folder, path, value, message):
         HiSem.from_pretrained(folder)
 
 
+def test_sizes_that_the_weights_do_not_have_take_no_memory(folder):
+    built = []
+
+    class Watched(HiSem):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            built.append({tensor.device.type for tensor in self.parameters()})
+
+    # 65,536 experts of 16 x 65,536 in two layers each: a terabyte.
+    edit(folder, bundle.CONFIG, nested("hasd.moe.hidden", 65_536))
+    edit(folder, bundle.CONFIG, nested("hasd.moe.experts", 65_536))
+    with pytest.raises(BundleError, match="misshapen"):
+        Watched.from_pretrained(folder)
+    assert built == [{"meta"}]
+
+
+def test_a_header_that_claims_more_than_its_file_has(folder):
+    content = (folder / bundle.WEIGHTS).read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["decoder.output.bias"] |= {"shape": [2**40], "data_offsets": [0, 2**42]}
+    for claimed in (json.dumps(header).encode(), None):
+        head = (2**60).to_bytes(8, "little") if claimed is None else len(claimed).to_bytes(8, "little") + claimed
+        (folder / bundle.WEIGHTS).write_bytes(head + content[end:])
+        with pytest.raises(BundleError, match=r"model\.safetensors: cannot be read"):
+            HiSem.from_pretrained(folder)
+
+
+def test_other_files_of_a_bundle_are_not_looked_at(folder, tmp_path):
+    marker = tmp_path / "executed"
+    code = f"open({str(marker)!r}, 'w')\n"
+    for name in ("__init__.py", "modeling.py", "hisem.py", "sitecustomize.py", "conftest.py"):
+        (folder / name).write_text(code)
+    torch.save(Payload(marker), folder / "optimizer.pkl")
+    before = bundle.digest(folder)
+    HiSem.from_pretrained(folder)
+    assert bundle.digest(folder) == before
+    assert not marker.exists()
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("mean", [0.0, 0.0, 0.0]), ("image_size", [224, 224]), ("interpolation", "nearest"), ("new", 1)]
 )

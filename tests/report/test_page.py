@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from html.parser import HTMLParser
 
@@ -79,3 +80,15 @@ def test_runs_and_loads_nothing() -> None:
         for name in ("src", "href"):
             assert (attributes.get(name) or "data:").startswith("data:")
     assert re.search(r"url\(|@import|https?:", page()) is None
+    (policy,) = (tag["content"] or "" for name, tag in found.tags if tag.get("http-equiv") == "Content-Security-Policy")
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    style = re.search(r"<style>(.*?)</style>", page(), re.DOTALL)
+    assert style is not None
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    assert rules == {
+        "default-src": "'none'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "style-src": f"'sha256-{digest}'",
+    }

@@ -19,6 +19,7 @@ import pytest
 from hisem import tracking
 
 START_SECONDS = 120
+PASSWORD = "password-of-the-tests"
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +41,7 @@ def client_of(uri: str) -> Any:
 
 
 class Server:
-    """`mlflow server` on loopback, which serves artifacts, too; stopped and started again it has its data."""
+    """`mlflow server` as the README has it, which serves artifacts, too; stopped and started again it has its data."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -54,7 +55,13 @@ class Server:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/server.db"]
         command += ["--artifacts-destination", str(self._folder / "artifacts")]
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        command += ["--app-name", "basic-auth", "--allowed-hosts", f"127.0.0.1:{self._port}"]
+        environment = {
+            **os.environ,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "any",
+        }
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=log, cwd=self._folder, start_new_session=True
@@ -82,8 +89,11 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A running server. Starting takes half a minute: for slow tests only."""
+    """A running server, whose login is in the environment. Starting takes half a minute: for slow tests only."""
     server = Server(tmp_path_factory.mktemp("server"))
     server.start()
-    yield server
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+        patch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+        yield server
     server.stop()
