@@ -45,13 +45,13 @@ def index_archive(catalogue: pa.Table, tile_size: int, options: ReadOptions = DE
     The index has the columns `LATTICES` beside its own, for `tile_blocks`.
     """
     tasks = math.ceil(len(catalogue) / PAIRS_PER_TASK)
-    found = (
-        ray.data.from_arrow(catalogue)
-        .repartition(tasks)
-        .map_batches(lambda pairs: index_pairs(pairs, tile_size, options), batch_format="pyarrow", batch_size=None)
-    )
     parts, since, done = [], time.monotonic(), 0
     with told(lambda: f"waiting for scenes to be opened, by tasks of 1 CPU each; {free()}", log.info) as hear:
+        found = (
+            ray.data.from_arrow(catalogue)  # which is a task itself
+            .repartition(tasks)
+            .map_batches(lambda pairs: index_pairs(pairs, tile_size, options), batch_format="pyarrow", batch_size=None)
+        )
         for part in found.iter_batches(batch_size=None, batch_format="pyarrow"):
             hear()
             parts.append(part.cast(FOUND))
@@ -104,12 +104,12 @@ def with_ranges(index: pa.Table, options: ReadOptions) -> pa.Table:
     if options.scaling != "percentiles":
         return index
     pairs = pairs_of(index)
-    found = (
-        ray.data.from_arrow(pairs)
-        .repartition(min(len(pairs), MEASURING_TASKS))
-        .map_batches(lambda some: measure_pairs(some, options), batch_format="pyarrow", batch_size=None)
-    )
     with told(lambda: f"waiting for scenes to be measured, by tasks of 1 CPU each; {free()}", log.info):
+        found = (
+            ray.data.from_arrow(pairs)
+            .repartition(min(len(pairs), MEASURING_TASKS))
+            .map_batches(lambda some: measure_pairs(some, options), batch_format="pyarrow", batch_size=None)
+        )
         measured = pa.concat_tables(ray.get(found.to_arrow_refs()))
     return join_ranges(index, measured.cast(MEASURED))
 

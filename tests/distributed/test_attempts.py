@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import ray
+import torch
 
 from hisem import storage
 from hisem.archive.catalogue import read_catalogue
@@ -27,16 +28,29 @@ from hisem.distributed.captioner import (
     FedActor,
     ReadingActor,
     ReadingCaptioner,
+    _packed,
     captioned,
     read_pixels,
 )
 from hisem.distributed.index import cut, index_archive
 from hisem.distributed.shipping import ship
 from hisem.errors import CaptioningError
+from hisem.model.hisem import HiSem
 from hisem.schemas import FAILED
+from hisem.text.vocabulary import SPECIALS, Vocabulary
+from tests.distributed.conftest import TILE, tiny
 
-TILE = 32
 Rows = dict[str, tuple[str, str | None, str | None]]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that was never trained."""
+    folder = tmp_path_factory.mktemp("random") / "bundle"
+    torch.manual_seed(0)
+    words = Vocabulary((*SPECIALS, *(f"w{number}" for number in range(20))))
+    HiSem(tiny().model, words, pretrained=False).eval().save_pretrained(folder)
+    return folder
 
 
 def options(bundle: Path, output: Path) -> CaptionOptions:
@@ -130,8 +144,11 @@ def test_a_tile_that_kills_its_captioner_is_a_failed_row_and_no_other_is(
     whole = options(bundle, tmp_path)
     deadly = index.column("tile_id")[9].as_py()
 
-    class Deadly(ReadingActor):
+    class Deadly(ReadingCaptioner):
         """Killed as the kernel kills who takes too much memory."""
+
+        def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+            yield from map(_packed, super().__call__(block))
 
         def may(self, tiles: pa.Table) -> bool:
             may = super().may(tiles)
@@ -149,7 +166,7 @@ def test_a_tile_that_kills_its_captioner_is_a_failed_row_and_no_other_is(
 def test_captioners_that_die_as_they_start_end_the_run_with_the_reason(
     index: pa.Table, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Stillborn(ReadingActor):
+    class Stillborn(ReadingCaptioner):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
             os.kill(os.getpid(), signal.SIGKILL)
