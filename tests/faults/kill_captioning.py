@@ -118,7 +118,7 @@ class Kills:
     scratch: Path
     variables: dict[str, str] = field(default_factory=dict)
     kill_node: Callable[[], bool] | None = None
-    """Take a node away on which a captioner is; False where there is none yet."""
+    """Take a node away on which a captioner is at work; False where there is none yet."""
     captioners: int = 1
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -186,15 +186,15 @@ class Kills:
         return False
 
 
-def captioners(parent: int | None = None) -> list[int]:
-    """Numbers of the processes that caption, of all or of one parent."""
-    return processes(rb"ray::.*ReadingActor", parent)
+def captioners() -> list[int]:
+    """Numbers of the processes that caption."""
+    return processes(rb"ray::.*ReadingActor")
 
 
 def lose_node(cluster: Any) -> bool:
-    """Kill a node of a `ray.cluster_utils.Cluster` on which a captioner is; False where there is none."""
+    """Kill a node of a `ray.cluster_utils.Cluster` on which a captioner is at work; False where there is none."""
     for node in list(cluster.worker_nodes):
-        if captioners(node.all_processes["raylet"][0].process.pid):
+        if processes(rb"ray::.*ReadingActor.*submit", node.all_processes["raylet"][0].process.pid):
             cluster.remove_node(node, allow_graceful=False)
             return True
     return False
