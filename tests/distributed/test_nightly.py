@@ -376,6 +376,7 @@ def test_pictures_are_read_of_the_tiles_alone_whose_pictures_are_shown(
     monkeypatch.setattr(conclusion, "PICTURED", 3)
     outcome = caption_archive(catalogue.slice(0, 2), options(bundle, tmp_path))
     assert outcome.night.changed > 3
+    assert outcome.page is not None
     page = storage.read_bytes(outcome.page).decode()
     assert page.count("/9j/") == 6  # how a JPEG begins in base64
     assert f"Left out are the pictures of {outcome.night.changed - 3} tile(s)" in page
