@@ -138,6 +138,7 @@ def test_after_deaths_on_a_batch_its_tiles_are_tried_alone(
     assert said(unpacked(packed)) == expected | {ids[3]: (FAILED, None, DEADLY)}
 
 
+@pytest.mark.slow
 def test_a_tile_that_kills_its_captioner_is_a_failed_row_and_no_other_is(
     index: pa.Table, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -163,6 +164,7 @@ def test_a_tile_that_kills_its_captioner_is_a_failed_row_and_no_other_is(
     assert f"died 1 time(s) on tile {deadly}: it is a failed row" in caplog.text
 
 
+@pytest.mark.slow
 def test_captioners_that_die_as_they_start_end_the_run_with_the_reason(
     index: pa.Table, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
