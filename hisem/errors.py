@@ -59,6 +59,10 @@ class StoppedError(TrainingError):
     """A training run that was ended from outside, as by a sweep whose other trials are better."""
 
 
+class CaptioningError(HisemError):
+    """A captioning run that cannot go on, as its captioners die again and again."""
+
+
 class ResourceError(HisemError):
     """A cluster that cannot give what the run asks for; says which numbers are missing."""
 

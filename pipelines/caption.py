@@ -24,8 +24,7 @@ class Options(cli.Common):
     catalog: str | None = None
     """Catalogue of scene pairs (.parquet or .csv). Default: the demo archive."""
     items: str | None = None
-    """Acquisitions instead of a catalogue, as pair.py takes them: their pairs, as the flags of pair.py choose them, are
-    captioned, and their catalogue is kept in OUTPUT/_catalogues."""
+    """Acquisitions instead of a catalogue, as pair.py takes them; what it pairs is kept in OUTPUT/_catalogues."""
     model: str | None = None
     """Bundle folder, URI, or models:/NAME@ALIAS. Default: the demo's model."""
     output: str = field(default_factory=lambda: storage.join(storage.default_storage(), "table"))
@@ -47,30 +46,32 @@ def main(options: Options) -> int:
     # Imported late, so that --help answers at once.
     from hisem.distributed.defaults import caption_source, default_model
     from hisem.distributed.forecast import forecast_captions
-    from hisem.distributed.nightly import caption_archive, caption_job
+    from hisem.distributed.nightly import caption_archive, caption_job, publish_interrupted
     from hisem.report.summary import counts_table, show
 
-    output = storage.absolute(options.output)
+    output, asked = storage.absolute(options.output), options.captioning
     with tempfile.TemporaryDirectory() as scratch:
         temporary = scratch if options.dry_run else None
         source = caption_source(options.catalog, options.items, options.pairing, output, temporary)
         if source.catalogue is None:
-            return source.done
-        job = caption_job(
-            source.catalogue,
-            options.model or default_model(options.tracking),
-            output,
-            tile_size=options.tile_size or source.tile_size,
-            reading=options.reading,
-            captioning=options.captioning,
-            tracking_uri=options.tracking,
-            scratch=Path(scratch),
-        )
-        if options.dry_run:
-            forecast = forecast_captions(*job)
-            show(counts_table("To caption", forecast.rows()), forecast.assumption)
-            return source.done
-        outcome = caption_archive(*job)
+            outcome = None if options.dry_run else publish_interrupted(output, asked.page, options.tracking)
+        else:
+            job = caption_job(
+                source.catalogue,
+                options.model or default_model(options.tracking),
+                output,
+                tile_size=options.tile_size or source.tile_size,
+                reading=options.reading,
+                captioning=asked,
+                tracking_uri=options.tracking,
+                scratch=Path(scratch),
+            )
+            if options.dry_run:
+                forecast = forecast_captions(*job)
+                show(counts_table("To caption", forecast.rows()), forecast.assumption)
+            outcome = None if options.dry_run else caption_archive(*job)
+    if outcome is None:
+        return source.done
     show(counts_table(f"Captions in {output}/captions", outcome.night.rows()), outcome.note())
     return cli.Exit.FAILED_ROWS if outcome.night.statuses["failed"] else source.done
 

@@ -59,7 +59,7 @@ class Night:
     """ISO 8601 in UTC, as is `ended`."""
     ended: str
     seconds: float
-    """Of work: of the last call, where a run was interrupted."""
+    """Of work: of the last call, where a run was interrupted and went on; where it did not, from start to last row."""
     pairs: int
     tiles: int
     """Tiles of the catalogue's pairs, failed pairs counted once."""
@@ -155,7 +155,8 @@ def summarise(
     rows does not matter. `worked` are the rows and the seconds of the call that ended a run which had been
     interrupted; otherwise it made all rows between both times.
     """
-    counts = Counter(rows.column("status").to_pylist())
+    rows = rows.select(["status", "error", "caption", "changed", "caption_logprob"])
+    counts = _counted(rows.column("status"))
     ok = rows.filter(pc.equal(rows.column("status"), OK))
     changed = ok.filter(pc.fill_null(ok.column("changed"), False))
     logprobs = ok.column("caption_logprob").cast(pa.float64())
@@ -176,7 +177,7 @@ def summarise(
         pairs=pairs,
         tiles=tiles,
         already=already,
-        statuses={name: counts[name] for name in STATUSES},
+        statuses={name: counts.get(name, 0) for name in STATUSES},
         changed=len(changed),
         share_changed=len(changed) / len(ok) if len(ok) else None,
         mean_logprob=pc.mean(logprobs).as_py(),

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import defaultdict
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
@@ -28,6 +28,9 @@ from hisem.schemas import CAPTION, conform
 
 log = logging.getLogger(__name__)
 
+Places = npt.NDArray[np.int64]
+"""Numbers of rows in a table."""
+
 PUBLISHED, SETTINGS = "captions", "_settings.json"
 STAGING, JOB = "_staging", "job.json"
 UNDATED = "__HIVE_DEFAULT_PARTITION__"
@@ -38,7 +41,8 @@ FILE_ROWS = 262_144
 FILES_AT_ONCE = 16
 """Files whose keys are read at the same time: in a bucket each of them waits for some requests."""
 
-KEYS = ["tile_id", "pair_id", "model_digest", "status", "captioned_at"]
+KNOWN = ["tile_id", "status", "captioned_at"]
+NOTHING = pa.schema([CAPTION.field(name) for name in KNOWN]).empty_table()
 
 
 def published_files(output: str) -> list[str]:
@@ -47,34 +51,36 @@ def published_files(output: str) -> list[str]:
 
 
 def known_rows(output: str, digest: str, pairs: Collection[str] | None = None) -> pa.Table:
-    """The columns KEYS of this model's rows, of `pairs` or of all, and `file`, the path that each lies in.
+    """The columns KNOWN of this model's rows, of `pairs` or of all.
 
     Of files without any of the pairs only the column of pair ids is read. Raises `SchemaError` naming a file of
     another schema and the columns that differ, before any use is made of the others.
     """
-    fs, _ = storage.filesystem(output)
     wanted = None if pairs is None else pa.array(sorted(pairs), pa.string())
+    return pa.concat_tables([NOTHING, *_known(output, digest, wanted).values()])
+
+
+def _known(output: str, digest: str, pairs: pa.Array | None) -> dict[str, pa.Table]:
+    """As `known_rows`, by file."""
+    fs, _ = storage.filesystem(output)
+    files = published_files(output)
     with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
-        parts = list(threads.map(partial(_known_in, fs, digest, wanted), published_files(output)))
-    empty = pa.schema([*(CAPTION.field(name) for name in KEYS), ("file", pa.string())]).empty_table()
-    return pa.concat_tables([empty, *parts])
+        parts = list(threads.map(partial(_known_in, fs, digest, pairs), files))
+    return dict(zip(files, parts, strict=True))
 
 
 def _known_in(fs: pafs.FileSystem, digest: str, pairs: pa.Array | None, path: str) -> pa.Table:
     file = _open(path, fs, read_dictionary=["pair_id", "model_digest"])
     _require_schema(file.schema_arrow, path)
-    columns = KEYS
     if pairs is not None:
         there = file.read(columns=["pair_id"]).column("pair_id")
         if not any(pc.any(pc.is_in(chunk.dictionary, pairs)).as_py() for chunk in there.chunks):
-            columns = []
-    if not columns:
-        return pa.schema([*(CAPTION.field(name) for name in KEYS), ("file", pa.string())]).empty_table()
-    rows = file.read(columns=columns).select(columns).cast(pa.schema([CAPTION.field(name) for name in columns]))
-    rows = rows.filter(pc.equal(rows.column("model_digest"), digest))
+            return NOTHING
+    rows = file.read(columns=[*KNOWN, "pair_id", "model_digest"])
+    wanted = pc.equal(rows.column("model_digest"), digest)
     if pairs is not None:
-        rows = rows.filter(pc.is_in(rows.column("pair_id"), pairs))
-    return rows.append_column("file", pa.array([path] * len(rows), pa.string()))
+        wanted = pc.and_(wanted, pc.is_in(rows.column("pair_id"), pairs))
+    return rows.select(KNOWN).filter(wanted).cast(NOTHING.schema)
 
 
 def require_table(output: str) -> None:
@@ -110,12 +116,24 @@ def _settings(output: str) -> dict[str, Any]:
 
 def newest(rows: pa.Table) -> pa.Table:
     """One row for each key, the one captioned last; of equal ones the first. Their order stays."""
-    if not len(rows):
-        return rows
-    order = np.lexsort((-np.arange(len(rows)), rows.column("captioned_at").cast(pa.int64()).to_numpy()))
-    keys = list(zip(rows.column("tile_id").to_pylist(), rows.column("model_digest").to_pylist(), strict=True))
-    last = {keys[place]: place for place in order}
-    return rows.take(pa.array(sorted(last.values()), pa.int64()))
+    keys = _numbered(rows.select(["tile_id", "model_digest"]))
+    count = keys.max(initial=-1) + 1
+    if count == len(rows):
+        return rows  # and not a copy, as they may be many
+    times = rows.column("captioned_at").cast(pa.int64()).to_numpy()
+    last = np.empty(count, np.int64)
+    order = np.lexsort((-np.arange(len(rows)), times))
+    last[keys[order]] = order  # of those with one number the last counts
+    return rows.take(np.sort(last))
+
+
+def _numbered(columns: pa.Table) -> npt.NDArray[np.int64]:
+    """A number for each row, the same for rows that are the same, from 0 without a gap."""
+    numbers = np.zeros(len(columns), np.int64)
+    for column in columns.columns:
+        coded = column.combine_chunks().dictionary_encode()
+        numbers = numbers * len(coded.dictionary) + coded.indices.to_numpy(zero_copy_only=False)
+    return np.unique(numbers, return_inverse=True)[1]
 
 
 def publish(rows: pa.Table, output: str) -> None:
@@ -126,57 +144,56 @@ def publish(rows: pa.Table, output: str) -> None:
     keys, one for each acquisition date and model version up to FILE_ROWS.
     """
     rows = conform(rows, CAPTION, "captions")
-    for digest in pc.unique(rows.column("model_digest")).to_pylist():
-        mine = rows.filter(pc.equal(rows.column("model_digest"), digest))
-        fresh = mine.take(_replace(mine, output, digest))
-        for (date, version), part in _partitions(fresh):
+    digests = pc.unique(rows.column("model_digest")).to_pylist()
+    for digest in digests:
+        mine = rows if len(digests) == 1 else rows.filter(pc.equal(rows.column("model_digest"), digest))
+        fresh = _replace(mine, output, digest)
+        for (date, version), places in _partitions(mine, fresh):
+            part = arranged(mine.take(places))
             folder = storage.join(output, PUBLISHED, f"acquired={date}", f"model={version}")
             for start in range(0, len(part), FILE_ROWS):
                 some = part.slice(start, FILE_ROWS)
                 storage.write_bytes(storage.join(folder, f"{_content_name(some)}.parquet"), encoded(some))
 
 
-def _replace(rows: pa.Table, output: str, digest: str) -> pa.Array:
+def _replace(rows: pa.Table, output: str, digest: str) -> Places:
     """Put the rows that were captioned later than known ones in their places; the places of those to be added.
 
     A known row whose acquisition date has changed since goes from its old file, and the new one is to be added. The
     file is the old one where the same model has another version now.
     """
-    places = {tile: place for place, tile in enumerate(rows.column("tile_id").to_pylist())}
-    fresh = set(places.values())
-    times, dates = rows.column("captioned_at").to_pylist(), _dates(rows)
-    stale: dict[str, dict[str, int | None]] = defaultdict(dict)
-    for row in known_rows(output, digest, set(rows.column("pair_id").to_pylist())).to_pylist():
-        place = places.get(row["tile_id"])
-        if place is None:
-            continue
-        later = times[place] > row["captioned_at"]
-        moves = later and row["file"].split("/")[-3] != f"acquired={dates[place]}"
-        if later:
-            stale[row["file"]][row["tile_id"]] = None if moves else place
-        if not moves:
-            fresh.discard(place)
-    for file, tiles in sorted(stale.items()):
-        instead = [place for place in tiles.values() if place is not None]
-        _rewrite(output, file, digest, set(tiles), rows.take(pa.array(instead, pa.int64())))
-    return pa.array(sorted(fresh), pa.int64())
+    files = _known(output, digest, pc.unique(rows.column("pair_id")))
+    known = pa.concat_tables([NOTHING, *files.values()])
+    file = np.repeat(np.arange(len(files)), [len(part) for part in files.values()])
+    place = pc.fill_null(pc.index_in(known.column("tile_id"), rows.column("tile_id").combine_chunks()), -1).to_numpy()
+    there = np.flatnonzero(place >= 0)
+    place, file, known = place[there], file[there], known.take(there)
+    later = pc.greater(rows.column("captioned_at").take(place), known.column("captioned_at")).to_numpy()
+    home = pa.array([path.split("/")[-3].removeprefix("acquired=") for path in files], pa.string())
+    moves = later & pc.not_equal(_dates(rows).take(place), home.take(file)).to_numpy()
+    for number, path in enumerate(files):
+        here = later & (file == number)
+        if here.any():
+            _rewrite(output, path, digest, known.column("tile_id").filter(here), rows.take(place[here & ~moves]))
+    return np.setdiff1d(np.arange(len(rows)), place[~moves])
 
 
 def supersede(output: str, pairs: Collection[str], digest: str) -> None:
     """Take out this model's rows `<pair_id>/pair` of pairs that could not be opened once and can be now."""
-    known = known_rows(output, digest, pairs)
-    failed = known.filter(pc.equal(known.column("tile_id"), pc.binary_join_element_wise(known["pair_id"], "pair", "/")))
-    for file in pc.unique(failed.column("file")).to_pylist():
-        tiles = failed.filter(pc.equal(failed.column("file"), file)).column("tile_id").to_pylist()
-        _rewrite(output, file, digest, set(tiles), CAPTION.empty_table())
+    wanted = pa.array(sorted(pairs), pa.string())
+    failed = pc.binary_join_element_wise(wanted, "pair", "/")
+    for path, known in _known(output, digest, wanted).items():
+        gone = known.column("tile_id").filter(pc.is_in(known.column("tile_id"), failed))
+        if len(gone):
+            _rewrite(output, path, digest, gone, CAPTION.empty_table())
 
 
-def _rewrite(output: str, path: str, digest: str, gone: set[str], instead: pa.Table) -> None:
+def _rewrite(output: str, path: str, digest: str, gone: pa.ChunkedArray, instead: pa.Table) -> None:
     """One file without a model's rows of the tiles `gone`, and with the rows `instead`, under its own name."""
     fs, _ = storage.filesystem(output)
     table = conform(_open(path, fs).read(), CAPTION, path)
     old = pc.and_(
-        pc.is_in(table.column("tile_id"), pa.array(sorted(gone), pa.string())),
+        pc.is_in(table.column("tile_id"), gone.combine_chunks()),
         pc.equal(table.column("model_digest"), digest),
     )
     left = pa.concat_tables([table.filter(pc.invert(old)), instead])
@@ -203,18 +220,20 @@ def _open(path: str, fs: pafs.FileSystem, **options: Any) -> pq.ParquetFile:
         ) from error
 
 
-def _dates(rows: pa.Table) -> list[str]:
+def _dates(rows: pa.Table) -> pa.ChunkedArray:
     """Acquisition date of the newer scene of each row."""
-    return pc.fill_null(pc.strftime(rows.column("after_time"), format="%Y-%m-%d"), UNDATED).to_pylist()
+    return pc.fill_null(pc.strftime(rows.column("after_time"), format="%Y-%m-%d"), UNDATED)
 
 
-def _partitions(rows: pa.Table) -> Iterator[tuple[tuple[str, str], pa.Table]]:
-    """Rows by partition, each arranged as it lies in its files."""
-    places = defaultdict(list)
-    for place, home in enumerate(zip(_dates(rows), rows.column("model_version").to_pylist(), strict=True)):
-        places[home].append(place)
-    for home in sorted(places):
-        yield home, arranged(rows.take(places[home]))
+def _partitions(rows: pa.Table, some: Places) -> Iterator[tuple[tuple[str, str], Places]]:
+    """The partitions of some of the rows, in order, and which rows lie in each."""
+    homes = pa.table({"date": _dates(rows), "version": rows.column("model_version")}).take(some)
+    numbers = _numbered(homes)
+    order = np.argsort(numbers, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1) if len(order) else []
+    named = {tuple(homes.slice(group[0], 1).to_pylist()[0].values()): some[group] for group in groups}
+    for date, version in sorted(named):
+        yield (date, version), named[date, version]
 
 
 def _content_name(part: pa.Table) -> str:

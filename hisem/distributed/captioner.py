@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 import ray.data
 import torch
 
@@ -25,8 +26,10 @@ from hisem.archive.tiles import Tile, read_tiles
 from hisem.captions.change import change_bbox, quantised
 from hisem.captions.options import GREEDY, Captioning
 from hisem.distributed import session
+from hisem.distributed.attempts import attempted, key
 from hisem.distributed.index import tile_blocks
 from hisem.distributed.shipping import Shipped, ship, unpack
+from hisem.distributed.waiting import Asked
 from hisem.model.hisem import Caption
 from hisem.report.thumbnail import thumbnail
 from hisem.schemas import FAILED, INDEX, OK, QUALITY_FIELDS, STAGED
@@ -42,8 +45,11 @@ READ_ROWS = 16
 """Tiles with pixels that a reader holds at once."""
 PACKED = "rows"
 """Column of what an actor returns: a table as an Arrow stream."""
-DEATHS = 3
-"""How often the tiles of a captioner that died are given to another one."""
+DEADLY = (
+    "captioners died on this tile, alone too: their memory did not suffice, or a library crashed. "
+    "Give --retry-failed to try it again."
+)
+"""Why a tile has no caption that nobody lived to tell of."""
 
 Images = npt.NDArray[np.uint8]
 
@@ -85,6 +91,18 @@ def captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterator
     """Stream the rows of the index through readers and captioners; tables of schema STAGED, as they are done."""
     if not len(index):
         return
+    asked = options.captioning
+    wanted = Asked(asked.captioners or 1, asked.cpus, int(asked.gpu), "captioner(s)")
+    with attempted(wanted, log.info, log.warning) as (attempts, hear):
+        dataset = _dataset(index, options, (ship(options.model), options, digest, attempts))
+        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            hear()
+            for packed in block.column(PACKED):
+                yield pa.ipc.open_stream(packed.as_buffer()).read_all()
+
+
+def _dataset(index: pa.Table, options: CaptionOptions, captioner: tuple[Any, ...]) -> ray.data.Dataset:
+    """One row with PACKED for each batch of the index; `captioner` is what captioners are made with."""
     size, reading, asked = options.tile_size, options.reading, options.captioning
     context = ray.data.DataContext.get_current()
     usual = context.target_max_block_size
@@ -98,21 +116,17 @@ def captioned(index: pa.Table, options: CaptionOptions, digest: str) -> Iterator
             dataset = dataset.map_batches(
                 lambda block: read_pixels(block, size, reading), batch_format="pyarrow", batch_size=None
             )
-        dataset = dataset.map_batches(
+        return dataset.map_batches(
             FedActor if asked.gpu else ReadingActor,
-            fn_constructor_args=(ship(options.model), options, digest),
+            fn_constructor_args=captioner,
             batch_format="pyarrow",
             batch_size=asked.batch if asked.gpu else None,
             compute=ray.data.ActorPoolStrategy(size=asked.captioners),
             num_cpus=asked.cpus,
             num_gpus=1 if asked.gpu else 0,
-            ray_remote_args_fn=lambda: {"max_task_retries": DEATHS},
         )
     finally:
         context.target_max_block_size = usual
-    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for packed in block.column(PACKED):
-            yield pa.ipc.open_stream(packed.as_buffer()).read_all()
 
 
 def _tiles_a_block(tiles: int, asked: Captioning) -> int:
@@ -142,7 +156,11 @@ def _row(tile: Tile) -> dict[str, object]:
 class Captioner:
     """An actor that holds the model and turns read tiles into rows of the captions table."""
 
-    def __init__(self, shipped: Shipped, options: CaptionOptions, digest: str) -> None:
+    def __init__(self, shipped: Shipped, options: CaptionOptions, digest: str, attempts: Any = None) -> None:
+        """`attempts`, an `Attempts` actor, hears what is begun and done; without it, nobody would begin anew."""
+        self._attempts = attempts
+        if attempts is not None:
+            ray.get(attempts.start.remote())
         self._options, self._asked, self._digest = options, options.captioning, digest
         self._device = torch.device("cuda" if self._asked.gpu else "cpu")
         torch.set_num_threads(self._asked.cpus)
@@ -161,6 +179,30 @@ class Captioner:
                 rows[readable[place]] |= self._columns(rows[readable[place]], found, before[place], after[place])
         made = stamps(self._options, self._digest)
         return pa.Table.from_pylist([row | made for row in rows], schema=STAGED)
+
+    def may(self, tiles: pa.Table) -> bool:
+        """Whether to begin with tiles: not where captioners have died on them too often."""
+        return self._attempts is None or ray.get(self._attempts.begin.remote(key(tiles)))
+
+    def done(self, tiles: pa.Table, rows: pa.Table) -> pa.Table:
+        """`rows`, which tiles that were begun with have become."""
+        if self._attempts is not None:
+            self._attempts.end.remote(key(tiles))
+        return rows
+
+    def one_by_one(self, tiles: pa.Table, read: Callable[[pa.Table], pa.Table]) -> pa.Table:
+        """The rows of tiles that captioners have died on together; one that they die on alone, too, is a failed row.
+
+        `read` makes one of them schema READ.
+        """
+        parts = []
+        for one in (tiles.slice(place, 1) for place in range(len(tiles))):
+            if len(tiles) > 1 and self.may(one):
+                parts.append(self.done(one, Captioner.__call__(self, read(one))))
+            else:
+                row = one.to_pylist()[0] | stamps(self._options, self._digest) | {"status": FAILED, "error": DEADLY}
+                parts.append(pa.Table.from_pylist([row], schema=STAGED))
+        return pa.concat_tables(parts)
 
     def _captions(self, before: Images, after: Images) -> list[Caption | str]:
         """The caption of each pair B H W 3, or why the model has none: a batch that fails is tried in halves."""
@@ -217,8 +259,17 @@ class ReadingCaptioner(Captioner):
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:  # type: ignore[override]
         """An index block to tables of schema STAGED, one for each batch."""
-        for tiles in read_pixels(block, self._options.tile_size, self._options.reading, self._asked.batch):
-            yield super().__call__(tiles)
+        at_once, reader = self._asked.batch, self._read(block)
+        for start in range(0, len(block), at_once):
+            tiles = block.slice(start, at_once)
+            if self.may(tiles):  # to read them as well: that is where a broken file would crash it
+                yield self.done(tiles, super().__call__(next(reader)))
+            else:
+                yield self.one_by_one(tiles, lambda one: next(self._read(one)))
+                reader = self._read(block.slice(start + at_once))
+
+    def _read(self, tiles: pa.Table) -> Iterator[pa.Table]:
+        return read_pixels(tiles, self._options.tile_size, self._options.reading, self._asked.batch)
 
 
 class FedActor(Captioner):
@@ -226,7 +277,9 @@ class FedActor(Captioner):
 
     def __call__(self, tiles: pa.Table) -> pa.Table:
         """Schema READ to one row with PACKED."""
-        return _packed(super().__call__(tiles))
+        if self.may(tiles):
+            return _packed(self.done(tiles, super().__call__(tiles)))
+        return _packed(self.one_by_one(tiles, lambda one: one))
 
 
 class ReadingActor(ReadingCaptioner):

@@ -19,8 +19,9 @@ from hisem.archive.synthetic import SyntheticConfig, generate, named_kinds
 from hisem.captions.options import Captioning
 from hisem.distributed.archive import shard_archive
 from hisem.distributed.captioner import CaptionOptions
+from hisem.distributed.conclusion import Outcome
 from hisem.distributed.evaluator import Evaluation, draw_explanations, draw_samples, evaluate
-from hisem.distributed.nightly import Outcome, caption_archive
+from hisem.distributed.nightly import caption_archive
 from hisem.distributed.trainer import TrainOptions, TrainSummary, train
 from hisem.report.archive_sheet import write_archive_sheet
 from hisem.training.evaluation import TileResult

@@ -19,7 +19,8 @@ from hisem import tracking
 from hisem.distributed import session
 from hisem.distributed.dataset import EvenTrainingExactValidation, Split, pixels
 from hisem.distributed.shipping import ship
-from hisem.distributed.supervisor import Asked, Event, Failures, supervised
+from hisem.distributed.supervisor import Event, Failures, supervised
+from hisem.distributed.waiting import Asked
 from hisem.distributed.worker import Orders, train_worker
 from hisem.errors import HisemError, StoppedError, TrainingError
 from hisem.report.progress import epoch_line, step_line

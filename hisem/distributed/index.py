@@ -19,6 +19,7 @@ from hisem.archive.index import INDEX_WITH_LATTICES, index_with_lattices
 from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.reader import RANGES, range_columns
 from hisem.archive.tiles import failed_pair_row
+from hisem.distributed.waiting import free, told
 from hisem.errors import HisemError
 from hisem.schemas import CATALOGUE, FAILED, INDEX, OK, QUALITY_FIELDS, conform, require_unique
 
@@ -44,18 +45,20 @@ def index_archive(catalogue: pa.Table, tile_size: int, options: ReadOptions = DE
     The index has the columns `LATTICES` beside its own, for `tile_blocks`.
     """
     tasks = math.ceil(len(catalogue) / PAIRS_PER_TASK)
-    found = (
-        ray.data.from_arrow(catalogue)
-        .repartition(tasks)
-        .map_batches(lambda pairs: index_pairs(pairs, tile_size, options), batch_format="pyarrow", batch_size=None)
-    )
-    parts, told, done = [], time.monotonic(), 0
-    for part in found.iter_batches(batch_size=None, batch_format="pyarrow"):
-        parts.append(part.cast(FOUND))
-        done += len(pc.unique(part.column("pair_id")))
-        if time.monotonic() - told > EVERY_SECONDS:
-            told = time.monotonic()
-            log.info("index: %d of %d pairs, %d tiles", done, len(catalogue), sum(map(len, parts)))
+    parts, since, done = [], time.monotonic(), 0
+    with told(lambda: f"waiting for scenes to be opened, by tasks of 1 CPU each; {free()}", log.info) as hear:
+        found = (
+            ray.data.from_arrow(catalogue)  # which is a task itself
+            .repartition(tasks)
+            .map_batches(lambda pairs: index_pairs(pairs, tile_size, options), batch_format="pyarrow", batch_size=None)
+        )
+        for part in found.iter_batches(batch_size=None, batch_format="pyarrow"):
+            hear()
+            parts.append(part.cast(FOUND))
+            done += len(pc.unique(part.column("pair_id")))
+            if time.monotonic() - since > EVERY_SECONDS:
+                since = time.monotonic()
+                log.info("index: %d of %d pairs, %d tiles", done, len(catalogue), sum(map(len, parts)))
     # Rows of a pair stay together, row by row, so that a task opens each raster once.
     order = [("pair_id", "ascending"), ("row_off", "ascending"), ("col_off", "ascending")]
     table = pa.concat_tables(parts).sort_by(order)
@@ -101,12 +104,14 @@ def with_ranges(index: pa.Table, options: ReadOptions) -> pa.Table:
     if options.scaling != "percentiles":
         return index
     pairs = pairs_of(index)
-    found = (
-        ray.data.from_arrow(pairs)
-        .repartition(min(len(pairs), MEASURING_TASKS))
-        .map_batches(lambda some: measure_pairs(some, options), batch_format="pyarrow", batch_size=None)
-    )
-    return join_ranges(index, pa.concat_tables(ray.get(found.to_arrow_refs())).cast(MEASURED))
+    with told(lambda: f"waiting for scenes to be measured, by tasks of 1 CPU each; {free()}", log.info):
+        found = (
+            ray.data.from_arrow(pairs)
+            .repartition(min(len(pairs), MEASURING_TASKS))
+            .map_batches(lambda some: measure_pairs(some, options), batch_format="pyarrow", batch_size=None)
+        )
+        measured = pa.concat_tables(ray.get(found.to_arrow_refs()))
+    return join_ranges(index, measured.cast(MEASURED))
 
 
 def pairs_of(index: pa.Table) -> pa.Table:

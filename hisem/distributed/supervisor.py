@@ -5,11 +5,9 @@ One process, the driver, owns the terminal and the MLflow run; workers tell it b
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -17,16 +15,10 @@ import ray.exceptions
 from ray.train import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from hisem.distributed import budget
+from hisem.distributed.waiting import QUIET_SECONDS, STALL_SECONDS, Asked, beside, brief, free
 from hisem.errors import HisemError, TrainingError
 
 Event = dict[str, Any]
-
-QUIET_SECONDS = 15.0
-"""How long workers may take to start before the driver says what it waits for, and how often it says so."""
-
-STALL_SECONDS = 180.0
-"""How long workers may be silent before the driver says so; validation tells nothing until it is done."""
 
 
 class DrainError(Exception):
@@ -106,40 +98,14 @@ class Failures(UserCallback):
             return
         # When one worker dies, the others fail in their collectives: what they say explains nothing.
         rank, error = min(worker_exceptions.items(), key=lambda pair: (isinstance(pair[1], RuntimeError), pair[0]))
-        given_up = ray.get(self._supervisor.failed.remote(f"worker {rank}: {_brief(error)}"))
+        given_up = ray.get(self._supervisor.failed.remote(f"worker {rank}: {brief(error)}"))
         if given_up is not None:
             raise given_up  # the one way to keep Ray Train from starting them anew
 
 
-def _brief(error: Exception) -> str:
-    """The kind of an error and the first line of what it says."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the workers of a run ask of the cluster."""
-
-    workers: int
-    cpu: float
-    gpu: int
-
-    def missing(self) -> str:
-        """What is waited for, with the numbers."""
-        each = f"{self.cpu:g} CPUs" + (f" and {self.gpu} GPU" if self.gpu else "")
-        return f"waiting for {self.workers} worker(s) of {each} each to start; {free()}"
-
-
-def free() -> str:
-    """What of the cluster is free, in words."""
-    left, there = budget.sizes(ray.available_resources()), budget.present()
-    return "free are " + " and ".join(f"{left[kind]:g} of {there[kind]:g} {kind}s" for kind in there if there[kind])
-
-
 @contextmanager
 def supervised(
-    on_event: Callable[[Event], None], max_failures: int, asked: Asked, tell: Callable[[str], None], every: float = 0.5
+    on_event: Callable[[Event], None], max_failures: int, asked: Asked, tell: Callable[[str], None]
 ) -> Iterator[Any]:
     """A `Supervisor` whose events reach `on_event` in a thread of this process, the last ones before the block ends.
 
@@ -147,7 +113,6 @@ def supervised(
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     supervisor = Supervisor.options(scheduling_strategy=here).remote(max_failures)  # type: ignore[attr-defined]
-    stop = threading.Event()
     heard = time.monotonic()
     running = False
 
@@ -157,26 +122,17 @@ def supervised(
             heard, running = time.monotonic(), event["kind"] not in ("failure", "drained")
             on_event(event)
 
-    def listen() -> None:
+    def look() -> None:
         nonlocal heard
-        while not stop.wait(every):
-            try:
-                drain()
-                if time.monotonic() - heard > (STALL_SECONDS if running else QUIET_SECONDS):
-                    heard = time.monotonic()
-                    tell(
-                        f"no word from the workers for {STALL_SECONDS:.0f} s; {free()}" if running else asked.missing()
-                    )
-            except (ray.exceptions.RayError, HisemError) as error:
-                tell(f"what the workers tell cannot be heard at the moment ({_brief(error)})")
+        drain()
+        if time.monotonic() - heard > (STALL_SECONDS if running else QUIET_SECONDS):
+            heard = time.monotonic()
+            tell(f"no word from the workers for {STALL_SECONDS:.0f} s; {free()}" if running else asked.missing())
 
-    thread = threading.Thread(target=listen, name="hisem-supervisor", daemon=True)
-    thread.start()
     try:
-        yield supervisor
+        with beside(look, tell):
+            yield supervisor
     finally:
-        stop.set()
-        thread.join()
         with suppress(ray.exceptions.RayError):  # which would hide why the block ended
             drain()
             ray.kill(supervisor)

@@ -60,7 +60,9 @@ def find_work(catalogue: pa.Table, options: CaptionOptions, digest: str, job: Jo
         done = known.filter(pc.not_equal(known.column("status"), FAILED))
     aside = known.select(["tile_id"]).slice(0, 0)
     if job:
-        aside = staging.staged_rows(options.output, job, captions.KEYS).select(["tile_id"])
+        aside = staging.staged_rows(options.output, job, ["tile_id", "model_digest", "captioned_at"]).select(
+            ["tile_id"]
+        )
     here = pa.chunked_array([*index.column("tile_id").chunks, *failed.column("tile_id").chunks], pa.string())
     count = pc.sum(pc.is_in(here, aside.column("tile_id").combine_chunks())).as_py() or 0
     if redo == "failed":

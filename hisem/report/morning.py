@@ -24,6 +24,8 @@ MAX_TILES = 20_000
 """Tiles on a page: changed ones first, the most probable of them first, then failed, unchanged and skipped ones."""
 MAX_THUMBNAILS = 2_000
 """Pictures on a page, two a tile, in the same order."""
+PICTURED = MAX_THUMBNAILS // 2
+"""Tiles whose pictures are on it."""
 
 KINDS = ("changed", "failed", "unchanged", "skipped")
 """What becomes of a tile, in the page's order."""
@@ -50,14 +52,14 @@ def render_morning(rows: pa.Table, title: str, summary: Mapping[str, object], re
     """The page as HTML, of rows in schema STAGED, in any order; the same rows give the same page.
 
     `summary` are figures with what they count, `remarks` what a person must not miss. Thumbnails show the window of
-    `height` by `width` pixels, without padding. Where `MAX_TILES` or `MAX_THUMBNAILS` leave something out, the page
-    says what. Raises `SchemaError` for rows of another schema.
+    `height` by `width` pixels, without padding; an empty one stands for a picture that was not read. Where `MAX_TILES`
+    or `MAX_THUMBNAILS` leave something out, the page says what. Raises `SchemaError` for rows of another schema.
     """
-    rows = ordered(conform(rows, STAGED, "the page of the night"))
-    shown = rows.slice(0, MAX_TILES)
+    rows = conform(rows, STAGED, "the page of the night")
+    shown = ordered(rows, MAX_TILES)
     columns = _columns(shown)
     places, pictures, unpictured = _pictures(shown)
-    notes = _notes(rows, len(shown), columns["places"].count(None), unpictured)
+    notes = _notes(rows, shown, columns["places"].count(None), unpictured)
     style = _asset("style.css")
     script = '"use strict";\n' + "\n".join(_asset(f"{name}.js") for name in _SCRIPTS)
     fillings = {
@@ -85,18 +87,24 @@ def _json(value: object) -> str:
     return text.replace("<", "\\u003c")
 
 
-def ordered(rows: pa.Table) -> pa.Table:
-    """The rows in the page's order, with their place in `KINDS` as the column `kind`."""
+def ordered(rows: pa.Table, most: int) -> pa.Table:
+    """The first `most` rows in the page's order, with their place in `KINDS` as the column `kind`."""
+    names = ["change_probability", "tile_id", "model_digest"]
+    keys = rows.select(names).append_column("kind", _kinds(rows))
+    directions = ("ascending", "descending", "ascending", "ascending")
+    first = pc.sort_indices(keys, sort_keys=list(zip(("kind", *names), directions, strict=True)))[:most]
+    return rows.take(first).append_column("kind", keys.column("kind").take(first))
+
+
+def _kinds(rows: pa.Table) -> pa.ChunkedArray:
+    """The place of each row in `KINDS`."""
     status = rows.column("status")
-    kind = pc.case_when(
+    return pc.case_when(
         pc.make_struct(
             pc.equal(status, FAILED), pc.equal(status, SKIPPED), pc.fill_null(rows.column("changed"), False)
         ),
         *(pa.scalar(KINDS.index(name), pa.int8()) for name in ("failed", "skipped", "changed", "unchanged")),
     )
-    rows = rows.append_column("kind", kind)
-    keys = [("kind", "ascending"), ("change_probability", "descending"), ("tile_id", "ascending")]
-    return rows.take(pc.sort_indices(rows, sort_keys=[*keys, ("model_digest", "ascending")]))
 
 
 def _columns(rows: pa.Table) -> dict[str, Any]:
@@ -150,30 +158,32 @@ def _pictures(rows: pa.Table) -> tuple[dict[str, list[int]], list[str], int]:
     unpictured = 0
     columns = (rows.column("before_thumbnail").to_pylist(), rows.column("after_thumbnail").to_pylist())
     for pair in zip(*columns, strict=True):
-        there = [content for content in pair if content]
-        fits = len(pictures) + len(there) <= MAX_THUMBNAILS
+        there = [content for content in pair if content is not None]
+        fits = all(there) and len(pictures) + len(there) <= MAX_THUMBNAILS
         unpictured += not fits
         for content, place in zip(pair, places.values(), strict=True):
-            place.append((len(pictures) if fits else _LEFT_OUT) if content else _NONE)
+            place.append(_NONE if content is None else len(pictures) if fits else _LEFT_OUT)
             if content and fits:
                 pictures.append(base64.b64encode(content).decode())
     return places, pictures, unpictured
 
 
-def _notes(rows: pa.Table, shown: int, placeless: int, unpictured: int) -> list[str]:
+def _notes(rows: pa.Table, shown: pa.Table, placeless: int, unpictured: int) -> list[str]:
     """What the page leaves out of all `rows`, or shows otherwise than one would think."""
     notes = []
-    if len(rows) > shown:
-        kinds = rows.column("kind").slice(shown).to_pylist()
-        counts = [f"{kinds.count(kind):,} {name}" for kind, name in enumerate(KINDS) if kind in kinds]
+    if len(rows) > len(shown):
+        there, here = (
+            np.bincount(kinds, minlength=len(KINDS)) for kinds in (_kinds(rows).to_numpy(), shown.column("kind"))
+        )
+        counts = [f"{count:,} {name}" for name, count in zip(KINDS, there - here, strict=True) if count]
         notes.append(
-            f"This page has {shown:,} of {len(rows):,} tiles. Left out are {_listed(counts)}: "
+            f"This page has {len(shown):,} of {len(rows):,} tiles. Left out are {_listed(counts)}: "
             "the captions table has them."
         )
     if unpictured:
         notes.append(f"Left out are the pictures of {unpictured:,} tile(s), the least probable changes.")
     if placeless:
-        which = "The tiles" if placeless == shown else f"{placeless:,} tile(s)"
+        which = "The tiles" if placeless == len(shown) else f"{placeless:,} tile(s)"
         notes.append(f"{which} have no place on Earth: the map shows them as a grid instead.")
     return notes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -327,6 +328,23 @@ def test_many_dates_are_published_quickly(tmp_path: Path) -> None:
     dates = {time.date().isoformat() for time in times}
     assert {path.name for path in (tmp_path / "captions").iterdir()} == {f"acquired={date}" for date in dates}
     assert known(str(tmp_path), OLD) == set(table.column("tile_id").to_pylist())
+
+
+def test_replacing_many_rows_makes_no_python_objects_of_them(tmp_path: Path) -> None:
+    """A night may replace a million: of each, some bytes may be counted, and no strings and rows be made."""
+    many = 20_000
+    there = rows(*(row(f"p{number % 50}/{number}") for number in range(many)))
+    captions.publish(there, str(tmp_path))
+    place, field = CAPTION.get_field_index("captioned_at"), CAPTION.field("captioned_at")
+    later = there.set_column(place, field, pa.array([JUNE + timedelta(hours=1)] * many, field.type))
+    tracemalloc.start()
+    try:
+        captions.publish(captions.newest(pa.concat_tables([later, there])), str(tmp_path))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert set(captions.read_captions(str(tmp_path)).column("captioned_at").to_pylist()) == {JUNE + timedelta(hours=1)}
+    assert most < 300 * many
 
 
 def test_a_table_holds_tiles_that_were_read_one_way(tmp_path: Path) -> None:

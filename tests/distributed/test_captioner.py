@@ -215,7 +215,6 @@ def test_an_output_of_another_schema_is_refused_and_kept(catalogue, bundle, ray_
         caption_archive(catalogue, options(bundle, tmp_path))
     assert storage.read_bytes(foreign) == content
     assert storage.list_files(tmp_path) == [foreign]
-    assert not storage.exists(tmp_path / "_locks")
 
 
 def test_levir_cd_scenes_are_the_levir_cc_tiles(shared_data):

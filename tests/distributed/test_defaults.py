@@ -16,9 +16,15 @@ import pytest
 from hisem import cli
 from hisem.archive.catalogue import read_catalogue
 from hisem.archive.pairing import WHOLE_ARCHIVE, PairRequest
+from hisem.captions import staging
+from hisem.captions.table import read_captions
 from hisem.distributed import defaults, nightly
 from hisem.distributed.defaults import Source, caption_source
 from hisem.errors import BundleError, ConfigError
+from hisem.schemas import CATALOGUE
+from tests.captions.test_table import OLD as OLD_DIGEST
+from tests.captions.test_table import row as captioned_row
+from tests.captions.test_table import rows as captioned
 
 HEAD = "id,time,geometry,rasters\n"
 OLD = 'old,2024-01-01,"POLYGON ((0 0, 1 0, 1 1, 0 1, 0 0))",old.tif\n'
@@ -143,6 +149,27 @@ def test_the_command_captions_the_pairs(
     ((catalogue, tile_size),) = seen
     assert (catalogue.column("after").to_pylist(), tile_size) == ([[f"{tmp_path}/new.tif"]], 256)
     assert (tmp_path / "out").exists() is not dry
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_without_pairs_the_command_publishes_what_an_interrupted_run_has_left(
+    caption: Callable[..., int],
+    items: Callable[..., str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    dry: bool,
+) -> None:
+    monkeypatch.setenv("HISEM_STORAGE", str(tmp_path / "home"))
+    out = str(tmp_path / "out")
+    job = staging.new_job(CATALOGUE.empty_table(), "yesterday.parquet", "nothing", "hisem", "1", OLD_DIGEST)
+    staging.begin(out, job)
+    staging.Stage(out, job)(captioned(captioned_row("p/0"), captioned_row("p/1", status="failed")))
+    flags = ("--items", items(OLD), "--output", out)
+    assert caption(*flags, *(("--dry-run",) if dry else ())) == (cli.Exit.DONE if dry else cli.Exit.FAILED_ROWS)
+    assert read_captions(out).column("tile_id").to_pylist() == ([] if dry else ["p/0", "p/1"])
+    assert ("interrupted" in capsys.readouterr().out) is not dry
+    assert (staging.open_job(out) == job) is dry
 
 
 @pytest.mark.parametrize(("rows", "code"), [((OLD,), cli.Exit.DONE), ((OLD, BROKEN), cli.Exit.FAILED_ROWS)])

@@ -21,16 +21,17 @@ from hisem import storage, tracking
 from hisem.archive.catalogue import read_catalogue
 from hisem.archive.index import index_pair
 from hisem.captions import staging
+from hisem.captions import table as captions
 from hisem.captions.lock import exclusive
-from hisem.captions.night import Night
+from hisem.captions.night import Night, moment
 from hisem.captions.options import Captioning
 from hisem.captions.table import known_rows, read_captions
-from hisem.distributed import nightly, work
+from hisem.distributed import conclusion, nightly, work
 from hisem.distributed.captioner import CaptionOptions, ReadingCaptioner
 from hisem.distributed.index import cut
-from hisem.distributed.nightly import caption_archive
+from hisem.distributed.nightly import caption_archive, publish_interrupted
 from hisem.distributed.shipping import ship
-from hisem.errors import BusyError
+from hisem.errors import BusyError, CaptioningError, StorageError, TrackingError
 from hisem.model.bundle import digest
 from hisem.model.hisem import HiSem
 from hisem.schemas import FAILED, OK
@@ -160,12 +161,44 @@ def test_what_another_run_had_finished_is_published_first(catalogue, bundle, ray
             caption_archive(catalogue.slice(0, 2), options(bundle, tmp_path))
     job = staging.open_job(str(tmp_path))
     assert job is not None
-    staged = len(staging.staged_rows(str(tmp_path), job))
+    done = set(staging.staged_rows(str(tmp_path), job).column("tile_id").to_pylist())
+    staged = len(done)
     night = caption_archive(catalogue.slice(0, 3), options(bundle, tmp_path)).night
     assert (night.already, made(night)) == (staged, 48 - staged)
     assert sum(keys(tmp_path).values()) == 48
     left = json.loads(storage.read_bytes(tmp_path / "_nights" / f"{job.run}.json"))
     assert (left["status"], left["statuses"][OK] + left["statuses"]["skipped"]) == ("interrupted", staged)
+    last = max(row["captioned_at"] for row in read_captions(str(tmp_path)).to_pylist() if row["tile_id"] in done)
+    assert moment(left["ended"]) == last.replace(microsecond=last.microsecond // 1000 * 1000)
+    assert left["seconds"] == pytest.approx((last - moment(job.started)).total_seconds())
+    assert left["tiles_per_second"] == pytest.approx(staged / left["seconds"])
+
+
+def test_what_no_run_goes_on_with_is_published_and_tracked(catalogue, bundle, ray_cluster, tmp_path, monkeypatch):
+    uri, out = tracking.sqlite_uri(str(tmp_path / "ml")), tmp_path / "out"
+    assert publish_interrupted(str(out), True, uri) is None
+    with monkeypatch.context() as patch:
+        dying_after(2, patch)
+        with pytest.raises(Killed):
+            caption_archive(catalogue.slice(0, 2), options(bundle, out, uri))
+    job = staging.open_job(str(out))
+    assert job is not None
+    staged = staging.staged_rows(str(out), job)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    client.update_run(job.tracking_run, status="RUNNING")  # as a driver leaves it that had no time to say anything
+    with exclusive(str(out), "another"), pytest.raises(BusyError, match="held by another"):
+        publish_interrupted(str(out), True, uri)
+    outcome = publish_interrupted(str(out), True, uri)
+    assert outcome is not None
+    assert (outcome.night.status, made(outcome.night)) == ("interrupted", len(staged))
+    assert set(keys(out)) == {(tile, digest(bundle)) for tile in staged.column("tile_id").to_pylist()}
+    assert storage.list_folders(out / "_staging") == []
+    run = client.get_run(job.tracking_run)
+    assert run.info.status == "KILLED"
+    assert run.data.metrics["rows_ok"] == outcome.night.statuses[OK]
+    assert run.data.metrics["seconds"] == outcome.night.seconds > 0
+    assert {file.path for file in client.list_artifacts(run.info.run_id, "night")} >= {"night/night.json"}
+    assert publish_interrupted(str(out), True, uri) is None
 
 
 def test_a_pair_that_opens_after_an_interruption_has_no_failed_row(archive, bundle, ray_cluster, tmp_path, monkeypatch):
@@ -286,6 +319,74 @@ def test_a_tracking_store_that_fails_keeps_no_captions_back(
     assert night.statuses[OK] + night.statuses["skipped"] == 16
     assert "not tracked" in caplog.text
     assert sum(keys(tmp_path).values()) == 16
+
+
+def tracked_run(uri: str) -> Any:
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("hisem").experiment_id])
+    return run
+
+
+def test_parameters_that_the_store_refuses_leave_no_run_open(catalogue, bundle, ray_cluster, tmp_path, monkeypatch):
+    uri = tracking.sqlite_uri(str(tmp_path / "ml"))
+
+    def refuse(*_: Any) -> None:
+        raise TrackingError("no")
+
+    monkeypatch.setattr(tracking.Run, "params", refuse)
+    caption_archive(catalogue.slice(0, 1), options(bundle, tmp_path / "out", uri))
+    run = tracked_run(uri)
+    assert (run.info.status, run.data.metrics["pairs"]) == ("FINISHED", 1)
+
+
+def test_a_publication_that_fails_leaves_no_run_open_and_is_made_up_for(
+    catalogue, bundle, ray_cluster, tmp_path, monkeypatch
+):
+    uri, out = tracking.sqlite_uri(str(tmp_path / "ml")), tmp_path / "out"
+
+    def refuse(*_: Any) -> None:
+        raise StorageError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(captions, "publish", refuse)
+        with pytest.raises(StorageError, match="disk is full"):
+            caption_archive(catalogue.slice(0, 1), options(bundle, out, uri))
+    assert tracked_run(uri).info.status == "FAILED"
+    caption_archive(catalogue.slice(0, 1), options(bundle, out, uri))
+    assert tracked_run(uri).info.status == "FINISHED"
+    assert sum(keys(out).values()) == 16
+
+
+def test_what_is_done_is_kept_when_captioners_fail(catalogue, bundle, ray_cluster, tmp_path, monkeypatch):
+    def failing(*args: Any) -> Iterator[pa.Table]:
+        yield next(captioned_here(*args))
+        raise CaptioningError("captioners have died")
+
+    monkeypatch.setattr(nightly, "captioned", failing)
+    with pytest.raises(CaptioningError):
+        caption_archive(catalogue.slice(0, 1), options(bundle, tmp_path))
+    job = staging.open_job(str(tmp_path))
+    assert job is not None
+    assert len(staging.staged_rows(str(tmp_path), job)) == 8
+
+
+def test_pictures_are_read_of_the_tiles_alone_whose_pictures_are_shown(
+    catalogue, bundle, ray_cluster, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(conclusion, "PICTURED", 3)
+    outcome = caption_archive(catalogue.slice(0, 2), options(bundle, tmp_path))
+    assert outcome.night.changed > 3
+    assert outcome.page is not None
+    page = storage.read_bytes(outcome.page).decode()
+    assert page.count("/9j/") == 6  # how a JPEG begins in base64
+    assert f"Left out are the pictures of {outcome.night.changed - 3} tile(s)" in page
+
+
+def test_a_table_is_looked_at_while_no_other_run_changes_it(catalogue, bundle, tmp_path):
+    torn = storage.join(str(tmp_path), "captions", "acquired=2020-01-01", "part.parquet")
+    storage.write_bytes(torn, b"PAR1 half")
+    with exclusive(str(tmp_path), "another"), pytest.raises(BusyError, match="held by another"):
+        caption_archive(catalogue, options(bundle, tmp_path))
 
 
 def test_a_second_job_on_an_output_is_refused(catalogue, bundle, ray_cluster, tmp_path):

@@ -1,10 +1,10 @@
 """Kill the captioning job again and again, and look after its table: each tile one row, and no reader sees worse.
 
-    python -m tests.faults.kill_captioning --times 200 --output DIR
+    python -m tests.faults.kill_captioning --times 200 --output DIR [--cluster]
 
 `--output` is a folder, or a URI in a bucket whose server the environment names. Each kill ends the driver with all that
-it has started, a captioner, a node of a cluster, or the driver at the moment when the first file of a publication
-appears. The moments are drawn from `--seed`.
+it has started, a captioner, or the driver at the moment when the first file of a publication appears; with `--cluster`
+the job runs on a Ray cluster, which loses a node, too, and gets another. The moments are drawn from `--seed`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ from hisem.model.hisem import HiSem
 from hisem.text.vocabulary import SPECIALS, Vocabulary
 from hisem.training.presets import preset
 from tests.distributed.conftest import TILE, TINY
+from tests.faults.processes import processes
 
 ROOT = Path(__file__).parents[2]
 Kind = Literal["driver", "captioner", "node", "publishing"]
@@ -115,8 +117,9 @@ class Kills:
     bundle: str
     scratch: Path
     variables: dict[str, str] = field(default_factory=dict)
-    kill_node: Callable[[], None] | None = None
-    """Take a node of the cluster away, and bring another one."""
+    kill_node: Callable[[], bool] | None = None
+    """Take a node away on which a captioner is at work; False where there is none yet."""
+    captioners: int = 1
     counts: Counter[str] = field(default_factory=Counter)
 
     def start(self, output: str) -> subprocess.Popen[bytes]:
@@ -132,7 +135,7 @@ class Kills:
             "--batch-size",
             "4",
             "--captioners",
-            "1",
+            str(self.captioners),
         ]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "HISEM_STORAGE": str(self.scratch / "home")}
         with (self.scratch / "log").open("ab") as log:
@@ -151,7 +154,7 @@ class Kills:
     def kill(self, output: str, kind: Kind, after: float) -> bool:
         """Start the job, and kill `after` so many seconds, at sight of a published file at the latest for a driver.
 
-        True where it was killed before it had ended; a captioner or a node that dies ends no job.
+        True where it was killed before it had ended; a captioner or a node that dies ends no job, nor makes it fail.
         """
         there = len(storage.list_files(storage.join(output, "captions")))
         process, until = self.start(output), time.monotonic() + after
@@ -161,7 +164,7 @@ class Kills:
                     break
             elif time.monotonic() > until and self._hit(kind):
                 self.counts[kind] += 1
-                process.wait()
+                assert process.wait() in (0, 3), (self.scratch / "log").read_text()
                 return False
             elif kind == "driver" and time.monotonic() > until:
                 break
@@ -175,9 +178,8 @@ class Kills:
 
     def _hit(self, kind: Kind) -> bool:
         """Kill a captioner or a node; False where there is none yet."""
-        if kind == "node" and self.kill_node and captioners():
-            self.kill_node()
-            return True
+        if kind == "node" and self.kill_node:
+            return self.kill_node()
         if kind == "captioner" and (found := captioners()):
             os.kill(found[0], signal.SIGKILL)
             return True
@@ -186,12 +188,32 @@ class Kills:
 
 def captioners() -> list[int]:
     """Numbers of the processes that caption."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended
-            if re.search(rb"ray::.*Captioner", (path / "cmdline").read_bytes()):
-                found.append(int(path.name))
-    return found
+    return processes(rb"ray::.*ReadingActor")
+
+
+def lose_node(cluster: Any) -> bool:
+    """Kill a node of a `ray.cluster_utils.Cluster` on which a captioner is at work; False where there is none."""
+    for node in list(cluster.worker_nodes):
+        if processes(rb"ray::.*ReadingActor.*submit", node.all_processes["raylet"][0].process.pid):
+            cluster.remove_node(node, allow_graceful=False)
+            return True
+    return False
+
+
+@contextmanager
+def nodes(kills: Kills) -> Iterator[None]:
+    """A cluster for the job: a head that runs nothing, and one node, in whose place comes another when it is lost."""
+    from ray.cluster_utils import Cluster
+
+    settings = {"RAY_AUTH_MODE": "disabled", "RAY_health_check_period_ms": "1000"}
+    os.environ.update(settings | {"RAY_health_check_failure_threshold": "3"})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 150 * 2**20})
+    add = partial(cluster.add_node, num_cpus=2, object_store_memory=150 * 2**20)
+    add()
+    kills.variables |= {"RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "disabled"}
+    kills.kill_node = lambda: lose_node(cluster) and bool(add())
+    yield
+    cluster.shutdown()
 
 
 Truth = dict[str, tuple[str, str | None]]
@@ -257,13 +279,16 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=200)
     parser.add_argument("--output", required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cluster", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         catalogue, bundle = make_inputs(Path(folder))
         kinds: list[Kind] = ["driver", "driver", "captioner", "publishing"]
         kills = Kills(catalogue, bundle, Path(folder))
-        truth = undisturbed(kills, given.output, print)
-        kill_often(kills, given.output, given.times, given.seed, kinds, truth, print)
+        with nodes(kills) if given.cluster else nullcontext():
+            truth = undisturbed(kills, given.output, print)
+            kinds += ["node"] if given.cluster else []
+            kill_often(kills, given.output, given.times, given.seed, kinds, truth, print)
 
 
 if __name__ == "__main__":

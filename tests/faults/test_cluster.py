@@ -1,4 +1,4 @@
-"""A training run on a cluster that fails: what dies is replaced, and the run ends as it would have."""
+"""A run on a cluster that fails: what dies is replaced, and the run ends as it would have."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,13 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
+from hisem.archive.catalogue import read_catalogue
+from hisem.archive.index import index_pair
 from tests.conftest import S3Server
+from tests.distributed.conftest import TILE
 from tests.faults.conftest import Driver, Start
+from tests.faults.kill_captioning import Kills, lose_node, make_inputs, rows_of
+from tests.faults.processes import processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 RUN = ("--training.epochs", "4", "--workers", "2")
@@ -26,14 +30,7 @@ AddNode = Callable[[], Any]
 
 def train_workers(parent: int | None = None) -> list[int]:
     """Numbers of the processes that train, of all or of one parent."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended
-            if b"RayTrainWorker" in (path / "cmdline").read_bytes():
-                parents = (path / "stat").read_text().rpartition(")")[2].split()[1]
-                if parent in (None, int(parents)):
-                    found.append(int(path.name))
-    return found
+    return processes(rb"RayTrainWorker", parent)
 
 
 def node_with_worker(nodes: list[Any]) -> Any:
@@ -129,6 +126,23 @@ def test_a_storage_that_refuses_for_a_while_is_tried_again(
     text = driver.end()
     assert "start anew" not in text
     require_all_epochs(driver)
+
+
+def test_captioning_goes_on_without_a_node_that_is_lost(nodes: Cluster, add_node: AddNode, tmp_path: Path) -> None:
+    catalogue, bundle = make_inputs(tmp_path, scenes=3)
+    add_node()
+    add_node()
+    variables = {"RAY_ADDRESS": nodes.address, "RAY_AUTH_MODE": "disabled"}
+    # Three of the five CPUs caption, and three are left.
+    kills = Kills(catalogue, bundle, tmp_path, variables, lambda: lose_node(nodes), captioners=3)
+    output = str(tmp_path / "out")
+    kills.kill(output, "node", 0)
+    assert kills.counts["node"] == 1
+    opened = read_catalogue(catalogue).slice(1).to_pylist()
+    tiles = [tile for pair in opened for tile in index_pair(pair, TILE).column("tile_id").to_pylist()]
+    assert len(tiles) == 2 * 64
+    missing = read_catalogue(catalogue).to_pylist()[0]["pair_id"]
+    assert sorted(row["tile_id"] for row in rows_of(output)) == sorted([*tiles, f"{missing}/pair"])
 
 
 TOO_LITTLE = {

@@ -129,6 +129,16 @@ def test_what_exceeds_the_bounds_is_left_out_and_said(monkeypatch: pytest.Monkey
     assert "Left out are the pictures of 1 tile(s)" in said
 
 
+def test_pictures_that_were_not_read_are_said_to_be_left_out() -> None:
+    there = {"changed": True, "before_thumbnail": b"x", "after_thumbnail": b"y"}
+    unread = {"changed": True, "before_thumbnail": b"", "after_thumbnail": b""}
+    rows = [row(tile_id="a", change_probability=0.9, **there), row(tile_id="b", change_probability=0.8, **unread)]
+    found = read(table(rows))
+    assert len(found.pictures) == 2
+    assert found.data["before"] == [0, -2]
+    assert "Left out are the pictures of 1 tile(s)" in " ".join(found.all("p"))
+
+
 def test_within_the_bounds_nothing_is_said_to_be_left_out() -> None:
     assert "eft out" not in " ".join(read(night(100)).all("p"))
 
