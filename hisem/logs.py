@@ -35,7 +35,6 @@ def configure(debug: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if wants_json() else logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])
-    logging.getLogger("rasterio").setLevel(logging.WARNING)  # would repeat every error that becomes a row
     if (asked := os.environ.get("HISEM_LOG", "text")) not in FORMATS:
         raise ConfigError(f"HISEM_LOG={asked}: must be one of {', '.join(FORMATS)}.")
     if wants_json():

@@ -68,6 +68,7 @@ def _job_config() -> JobConfig:
         config.set_py_logging_config(ray.LoggingConfig("JSON", level, additional_log_standard_attrs=["name"]))
         logging.getLogger("ray").setLevel(logging.WARNING)
         logging.getLogger("ray").propagate = True
+        os.environ.setdefault("RAY_BACKEND_LOG_JSON", "1")  # what is not Python logs by itself
     return config
 
 
