@@ -1,4 +1,4 @@
-"""A night's log as it is collected: JSON and nothing else from the driver, and from Ray's workers what they were told."""
+"""A night's log as it is collected: JSON and nothing else from the driver, and JSON from Ray's workers."""
 
 from __future__ import annotations
 
