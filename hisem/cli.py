@@ -12,7 +12,10 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
+from hisem import logs
 from hisem.errors import HisemError
+
+log = logging.getLogger(__name__)
 
 
 class Exit(IntEnum):
@@ -50,16 +53,23 @@ def run(main: Callable[[Options], int | None], options: Callable[[], Options]) -
     A `HisemError` prints its message alone, on one line; `--debug` adds the traceback. Ctrl-C ends with 130.
     """
     debug = "--debug" in sys.argv
-    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("rasterio").setLevel(logging.WARNING)  # would repeat every error that becomes a row
     try:
+        logs.configure(debug)
         code = main(options())
     except HisemError as error:
-        if debug:
-            traceback.print_exc()
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        _tell("error: ", " ".join(str(error).split()), debug)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _tell("", "interrupted", trace=False)
         sys.exit(130)
     sys.exit(code or Exit.DONE)
+
+
+def _tell(label: str, message: str, trace: bool) -> None:
+    """Say in the logs' format why the command ends, with the traceback of the error that is handled or without."""
+    if logs.wants_json():
+        log.error("%s", message, exc_info=trace)
+        return
+    if trace:
+        traceback.print_exc()
+    print(f"{label}{message}", file=sys.stderr)

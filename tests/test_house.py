@@ -12,7 +12,7 @@ PACKAGE = ROOT / "hisem"
 ENTRY_FOLDERS = ("pipelines", "tune")
 ENTRY_LINES = 80
 
-FOUNDATIONS = {"", "errors", "schemas", "object_store", "storage", "config", "cli", "provenance"}
+FOUNDATIONS = {"", "errors", "schemas", "object_store", "storage", "config", "cli", "logs", "provenance"}
 """Files beside the rooms that everything may use; "" is the package itself."""
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": set(),
     "config": set(),
     "cli": set(),
+    "logs": set(),
     "provenance": set(),
     "tracking": set(),
     "archive": set(),
@@ -44,6 +45,7 @@ WITHOUT_TORCH = {
     "storage",
     "config",
     "cli",
+    "logs",
     "provenance",
     "tracking",
     "archive",

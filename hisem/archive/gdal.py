@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import posixpath
 
@@ -28,6 +29,8 @@ DAMAGED = "the file is damaged or incomplete: copy it again"
 # multiply. Not among the options below: they come and go with each call, and a cache that is resized is emptied,
 # so that every read of a warped raster would warp its blocks anew (50 times slower, measured).
 os.environ.setdefault("GDAL_CACHEMAX", "256")
+
+logging.getLogger("rasterio").setLevel(logging.WARNING)  # would repeat every error that becomes a row
 
 OPTIONS = {
     # Sidecars (.hdr, .msk, .tfw) are looked up by name; a bucket or a large folder is never listed.

@@ -12,16 +12,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from hisem import tracking
+from hisem import logs, tracking
 from hisem.archive.catalogue import read_catalogue
 from hisem.captions import staging
 from hisem.captions import table as captions
+from hisem.captions.failures import FailureLog
 from hisem.captions.lock import Lock, exclusive
 from hisem.captions.options import GREEDY, Captioning
 from hisem.captions.staging import Job
 from hisem.distributed import session
 from hisem.distributed.captioner import CaptionOptions, captioned, stamps, with_captioners
 from hisem.distributed.conclusion import Outcome, conclude, conclude_interrupted, report, telling_only
+from hisem.distributed.metrics import CaptionMetrics
 from hisem.distributed.work import Work, find_work
 from hisem.model.bundle import digest as bundle_digest
 from hisem.model.hisem import HiSem
@@ -110,7 +112,7 @@ def _caption(catalogue: pa.Table, options: CaptionOptions, lock: Lock) -> Outcom
     digest = bundle_digest(options.model)
     job = _job(catalogue, options, digest, lock)
     work = find_work(catalogue, options, digest, job)
-    with _tracked(options, job, work) as run:
+    with logs.of_run(job.run), _tracked(options, job, work) as run:
         _stage(work, options, digest, job, lock)
         outcome = conclude(options.output, job, lock, options.captioning.page, work, time.perf_counter() - began)
         if run:
@@ -137,13 +139,14 @@ def _job(catalogue: pa.Table, options: CaptionOptions, digest: str, lock: Lock) 
 
 def _stage(work: Work, options: CaptionOptions, digest: str, job: Job, lock: Lock) -> None:
     """Caption what is to do, and put it aside as it is done, with the time on the driver's clock."""
-    stage = staging.Stage(options.output, job)
+    stage, metrics, failures = staging.Stage(options.output, job), CaptionMetrics(job.run), FailureLog()
     column = CAPTION.get_field_index("captioned_at")
 
     def put(rows: pa.Table) -> None:
         lock.require()
         times = pa.array([work.time()] * len(rows), CAPTION.field(column).type)
         stage(rows.set_column(column, CAPTION.field(column), times))
+        metrics.made(rows, failures.tell(rows))
 
     if len(work.broken):
         rows = work.broken
@@ -158,6 +161,7 @@ def _stage(work: Work, options: CaptionOptions, digest: str, job: Job, lock: Loc
         put(pa.concat_tables(waiting))
         waiting.clear()
         rate = done / (time.monotonic() - began)
+        metrics.rate(rate)
         log.info("captioned %d of %d tiles, %.3g a second, %s left", done, total, rate, _left((total - done) / rate))
 
     try:
@@ -170,6 +174,7 @@ def _stage(work: Work, options: CaptionOptions, digest: str, job: Job, lock: Loc
     finally:  # what is done is kept, whatever ended it
         if waiting:
             flush()
+        failures.end()
 
 
 def _left(seconds: float) -> str:

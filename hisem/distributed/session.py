@@ -12,7 +12,9 @@ from contextlib import contextmanager
 import ray
 import ray.data
 import ray.exceptions
+from ray.job_config import JobConfig
 
+from hisem import logs
 from hisem.distributed import budget
 from hisem.errors import HisemError, ResourceError
 
@@ -38,10 +40,12 @@ def cluster() -> Iterator[None]:
     try:
         ray.init(
             address=address or "local",
+            include_dashboard=None if address else False,  # for who starts clusters; it takes seconds and memory
             dashboard_host="127.0.0.1",
             logging_level=logging.WARNING,
             log_to_driver=bool(os.environ.get("HISEM_WORKER_LOGS")),
-            configure_logging=True,
+            configure_logging=not logs.wants_json(),
+            job_config=_job_config(),
         )
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         what = f"RAY_ADDRESS={address}: the cluster there cannot be joined" if address else "Ray cannot be started here"
@@ -54,6 +58,19 @@ def cluster() -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+def _job_config() -> JobConfig:
+    """What this driver's workers are told: to log as it does. Theirs are Ray's JSON lines, with the ids of its own."""
+    config = JobConfig()
+    if logs.wants_json():
+        # Not by `ray.init(logging_config=...)`, which would set up this process, too.
+        level = logging.getLevelName(logging.getLogger().getEffectiveLevel())
+        config.set_py_logging_config(ray.LoggingConfig("JSON", level, additional_log_standard_attrs=["name"]))
+        logging.getLogger("ray").setLevel(logging.WARNING)
+        logging.getLogger("ray").propagate = True
+        os.environ.setdefault("RAY_BACKEND_LOG_JSON", "1")  # what is not Python logs by itself
+    return config
 
 
 @contextmanager

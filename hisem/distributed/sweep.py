@@ -16,11 +16,12 @@ import ray.tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from hisem import provenance, storage, tracking
+from hisem import logs, provenance, storage, tracking
 from hisem.config import flatten, to_dict
 from hisem.distributed import budget, session
 from hisem.distributed.dataset import read_splits
 from hisem.distributed.fit import worker_cpus
+from hisem.distributed.metrics import SweepMetrics
 from hisem.distributed.run_file import require_name
 from hisem.distributed.sweep_file import SweepFile
 from hisem.distributed.sweep_results import Ended, close_children, collect, publish, read_trials
@@ -106,7 +107,8 @@ def sweep(options: SweepOptions) -> SweepSummary:
     if finished_before:
         log.info("sweep %s is already done (choose another --name to sweep anew)", options.name)
     else:
-        file, trials = _tracked(options, _draws(options), file)
+        with logs.of_run(options.name):
+            file, trials = _tracked(options, _draws(options), file)
     return SweepSummary(options.folder, trials, file.run_id or "", time.perf_counter() - began, finished_before)
 
 
@@ -251,6 +253,7 @@ class _Listener:
         self._cut: set[str] = set()
         """Trials that ended when the sweep's time was over."""
         self.ended: list[Ended] = []
+        self._metrics = SweepMetrics(options.name, total)
 
     def result(self, trials: Sequence[Any], trial: Any, result: dict[str, Any]) -> None:
         """An epoch of a trial is done."""
@@ -282,6 +285,7 @@ class _Listener:
 
     def _count(self, trials: Sequence[Any]) -> str:
         states = [trial.status for trial in trials]
+        self._metrics.trials(states)
         over = sum(state in ("TERMINATED", "ERROR") for state in states)
         return f"[{over} of {self._total} trials over, {states.count('RUNNING')} running]"
 

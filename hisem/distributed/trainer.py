@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from hisem import provenance, storage, tracking
+from hisem import logs, provenance, storage, tracking
 from hisem.config import flatten, to_dict
 from hisem.distributed import session
 from hisem.distributed.dataset import Split, read_splits
@@ -110,7 +110,8 @@ def train(
                 options.folder, options.execution.keep, 60 * options.execution.storage_minutes, log.warning
             )
             job = Job(options.name, experiment, splits, vocabulary, init, checkpoints, options.execution)
-            run_file, history = _tracked(job, options, run_file, on_epoch)
+            with logs.of_run(options.name):
+                run_file, history = _tracked(job, options, run_file, on_epoch)
     return TrainSummary(
         bundle=storage.join(options.folder, BUNDLE),
         metrics=run_file.metrics,

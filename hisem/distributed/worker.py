@@ -26,6 +26,7 @@ from torch import nn
 
 from hisem import storage
 from hisem.distributed import run_file
+from hisem.distributed.metrics import TrainingMetrics
 from hisem.distributed.session import expected
 from hisem.distributed.shipping import Shipped, unpack
 from hisem.distributed.supervisor import DrainError
@@ -99,6 +100,7 @@ class Worker:
         self.recipe = orders.experiment.training
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.metrics = TrainingMetrics(context.get_experiment_name(), first=self.rank == 0)
         torch.set_num_threads(orders.threads)
         if self.rank == 0 and self.recipe.metric in NEED_METEOR:
             with Meteor():  # told now, and not after the first epoch
@@ -281,16 +283,20 @@ class _Reporter:
         self._worker, self._epoch = worker, epoch
         self._done = worker.progress.done.steps
         self._waited = worker.progress.done.waiting
+        self._counted = self._waited
         self._start = time.perf_counter()
         self._told = -EVERY_SECONDS
 
     def __call__(self, step: StepReport) -> None:
         """Called after each step."""
         steps, recipe, now = len(self._worker.sizes), self._worker.recipe, time.perf_counter()
+        self._worker.metrics.step(self._worker.sizes[step.step - 1], step.waiting - self._counted)
+        self._counted = step.waiting
         if now - self._told < EVERY_SECONDS and step.step < steps:
             return
         self._told = now
         seconds = (now - self._start) / (step.step - self._done)  # of a step
+        self._worker.metrics.rate(recipe.batch_size / seconds)
         epochs_left = recipe.epochs - 1 - self._epoch
         validation = next((report["val_seconds"] for report in reversed(self._worker.progress.history)), 0.0)
         self._worker.put(

@@ -39,8 +39,10 @@ def tiny(**training: Any) -> Experiment:
 @pytest.fixture(scope="session")
 def ray_cluster(s3_server):
     """A local Ray on two CPUs, started once; its workers inherit the environment that names the S3 server."""
-    with cluster():
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "2000")  # else tests of metrics wait for ten seconds
+        with cluster():
+            yield
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ from hisem.training.recipe import Experiment
 from hisem.training.search import Search
 from hisem.training.space import Space
 from tests.distributed.conftest import tiny
+from tests.distributed.prometheus import Labels, Metrics, until
 
 GRID = """
 def space(trial, base):
@@ -107,6 +108,17 @@ def test_a_trial_that_fails_is_a_row_with_its_error(swept: Sweep) -> None:
     assert [(row["trial"], row["epoch"]) for row in reports] == [
         (trial.name, epoch) for trial in swept.summary.trials for epoch in range(trial.epochs)
     ]
+
+
+def test_a_sweep_shows_its_trials_by_state(swept: Sweep) -> None:
+    states = {"waiting": 0.0, "running": 0.0, "over": 2.0, "failed": 1.0}
+    wanted = {(("run", "grid"), ("state", state)): count for state, count in states.items()}
+
+    def mine(found: Metrics) -> dict[Labels, float]:
+        trials = found.get("ray_hisem_trials", {})
+        return {labels: count for labels, count in trials.items() if ("run", "grid") in labels}
+
+    assert mine(until(lambda found: mine(found) == wanted)) == wanted
 
 
 def test_the_bundle_of_each_trial_has_the_threshold_of_the_highest_bleu(swept: Sweep) -> None:
