@@ -25,6 +25,7 @@ from hisem.captions.options import GREEDY, Captioning
 from hisem.captions.staging import Job
 from hisem.distributed import session
 from hisem.distributed.captioner import CaptionOptions, captioned, stamps, with_captioners
+from hisem.distributed.shared_storage import rasters_of, require_shared
 from hisem.distributed.work import Work, find_work
 from hisem.errors import TrackingError
 from hisem.model.bundle import digest as bundle_digest
@@ -112,6 +113,7 @@ def caption_archive(catalogue: pa.Table, options: CaptionOptions) -> Outcome:
     with exclusive(options.output, f"captioning of {options.source}") as lock:
         captions.require_settings(options.output, options.reading.pixel_settings())
         with session.cluster():
+            require_shared(read=rasters_of(catalogue))  # the driver alone writes to the output
             return _caption(catalogue, with_captioners(options), lock)
 
 

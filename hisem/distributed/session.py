@@ -38,6 +38,7 @@ def cluster() -> Iterator[None]:
     try:
         ray.init(
             address=address or "local",
+            include_dashboard=None if address else False,  # for who starts clusters; it takes seconds and memory
             logging_level=logging.WARNING,
             log_to_driver=bool(os.environ.get("HISEM_WORKER_LOGS")),
             configure_logging=True,
