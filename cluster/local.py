@@ -159,12 +159,10 @@ def start(options: Options) -> Cluster:
         await_node(cluster, head, launch(cluster, head, "--head", port, *head_flags(cluster), memory))
         await_jobs(cluster)
         flags = [address, f"--num-cpus={options.cpus}", memory]
-        # Each would count the machine's GPUs as its own: the first has them.
-        started = {
-            name: launch(cluster, name, *flags, *(["--num-gpus=0"] if name != workers[0] else [])) for name in workers
-        }
-        for name, process in started.items():
-            await_node(cluster, name, process)
+        for name in workers:  # one by one: Ray gives each 30 s, which several at once may miss on a busy machine
+            # Each would count the machine's GPUs as its own: the first has them.
+            gpus = [] if name == workers[0] else ["--num-gpus=0"]
+            await_node(cluster, name, launch(cluster, name, *flags, *gpus))
     except BaseException:
         stop(cluster)
         raise
@@ -271,14 +269,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def stop(cluster: Cluster) -> None:
-    """End the processes of this cluster and no others, and remove Ray's files and the token."""
+def stop(cluster: Cluster, seconds: float = STOP_SECONDS) -> None:
+    """End the processes of this cluster and no others, and remove Ray's files and the token.
+
+    What has not ended by itself after `seconds` is killed.
+    """
     nodes = [process for name in reversed(cluster.names) for process in cluster.processes(name)]
     everything = {process for node in nodes for process in (node, *descendants(node))}
     for node in nodes:
         with suppress(psutil.NoSuchProcess):  # it has ended by now
             node.terminate()
-    _, left = psutil.wait_procs(everything, timeout=STOP_SECONDS)
+    _, left = psutil.wait_procs(everything, timeout=seconds)
     for process in left:
         with suppress(psutil.NoSuchProcess):
             process.kill()

@@ -40,7 +40,7 @@ def test_stop_ends_the_processes_of_its_own_cluster_and_no_others(tmp_path: Path
     others = [sleeper(f"--temp-dir={files}/worker-10"), sleeper("tail", f"{files}/head")]
     try:
         assert [found.pid for found in cluster.processes("head")] == [ours[0].pid]
-        stop(cluster)
+        stop(cluster, seconds=1)  # what is below them does not end with them
         assert [process.poll() is None for process in (*ours, *others)] == [False, False, True, True]
         assert not any(process.is_running() for process in below)
         assert not files.exists()
@@ -112,6 +112,6 @@ def test_a_cluster_that_starts_by_half_is_ended_whole(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert "node head" in told
     assert "already occupied" in told or "Failed to bind" in told
-    assert any("gcs_server" in name for name in map(str, seen)) or len(seen) > 1  # more than `ray start` was there
+    assert len(seen) > 1  # more than `ray start` was there
     assert not any(one.is_running() for one in seen)
     assert not list(tmp_path.iterdir())
