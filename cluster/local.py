@@ -128,7 +128,8 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(Path(self.home) / TOKEN),
         }
-        return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items())
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+        return "\n".join(["unset RAY_AUTH_TOKEN", *lines])  # it would go before the file
 
 
 def start(options: Options) -> Cluster:

@@ -4,8 +4,8 @@
 
 Workers: the demo preset is trained on a synthetic archive with 1, 2 and 4 workers on the same cores, with the same
 global batch; threads are divided among the workers, one each at least. Pairs/s are medians over epochs but the first,
-of runs that take turns. Captioners likewise, with as many as there are cores at most: tiles/s of the whole call in a Ray
-that is there. Ratios are to one worker.
+of runs that take turns. Captioners likewise, with as many as there are cores at most: tiles/s of the whole call in a
+Ray that is there. Ratios are to one worker.
 
 Submission: `cluster/local.py` starts a cluster of two workers, and `train.py` is submitted to it so often. Times are
 when the job's log on the head's disk says so, looked at every 20 ms; the driver hears its workers every half second.
@@ -167,12 +167,14 @@ def submit(options: Options) -> Table:
         shards = made(options)[1]
     local = [sys.executable, str(ROOT / "cluster" / "local.py")]
     folder = ["--folder", f"{root}/cluster"]
+    # Importing hisem has made a token for a Ray of our own, which would go before the cluster's.
     environment = {**os.environ, "HISEM_STORAGE": root}
+    environment.pop("RAY_AUTH_TOKEN", None)
     told = subprocess.run(
         [*local, "start", "--workers", "2", *folder], env=environment, check=True, stdout=subprocess.PIPE, text=True
     ).stdout
     try:
-        exports = dict(line.removeprefix("export ").split("=", 1) for line in told.splitlines())
+        exports = dict(line.removeprefix("export ").split("=", 1) for line in told.splitlines() if "=" in line)
         state = json.loads(Path(root, "cluster", "state.json").read_text())
         logs = Path(state["files"], "head", "session_latest", "logs")
         names = [f"job-{number}" for number in range(options.submissions)]

@@ -77,7 +77,8 @@ def test_what_the_shell_is_given_names_the_token_and_does_not_hold_it(tmp_path: 
     (tmp_path / "token").write_text("secret")
     exports = Cluster(str(tmp_path), "/tmp/x", 1, 8299, workers=1).exports()
     code = f"{exports}\nenv -0 | tr '\\0' '\\n' | grep ^RAY_"
-    told = subprocess.run(["sh", "-c", code], capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    environment = {"PATH": os.environ["PATH"], "RAY_AUTH_TOKEN": "another"}
+    told = subprocess.run(["sh", "-c", code], capture_output=True, text=True, env=environment)
     assert set(told.stdout.split("\n")) - {""} == {
         "RAY_API_SERVER_ADDRESS=http://127.0.0.1:8299",
         "RAY_AUTH_MODE=token",
