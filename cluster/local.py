@@ -41,7 +41,10 @@ DASHBOARD_PORT = 8265
 """Where Ray's dashboard usually is."""
 START_SECONDS, STOP_SECONDS = 120.0, 20.0
 """How long a node may take to start, and to end before it is killed."""
-STARTED = "Ray runtime started."
+STARTED, TOO_SLOW = "Ray runtime started.", "timed out during startup"
+"""What `ray start` says of a node that is part of the cluster, and of one that was not within 30 s."""
+ATTEMPTS = 3
+"""How often a node that was too slow is started: on a busy machine 30 s are few."""
 FREE_PORTS = ("min-worker-port", "max-worker-port", "dashboard-agent-listen-port")
 """What must not have its usual value where several nodes share a machine; 0 is any that is free."""
 NOT_OURS = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN")
@@ -157,13 +160,13 @@ def start(options: Options) -> Cluster:
         memory = f"--object-store-memory={options.object_store * 2**20}"
         head, *workers = cluster.names
         port, address = f"--port={cluster.port}", f"--address=127.0.0.1:{cluster.port}"
-        await_node(cluster, head, launch(cluster, head, "--head", port, *head_flags(cluster), memory))
+        start_node(cluster, head, "--head", port, *head_flags(cluster), memory)
         await_jobs(cluster)
         flags = [address, f"--num-cpus={options.cpus}", memory]
-        for name in workers:  # one by one: Ray gives each 30 s, which several at once may miss on a busy machine
+        for name in workers:  # one by one, as several at once are slower
             # Each would count the machine's GPUs as its own: the first has them.
             gpus = [] if name == workers[0] else ["--num-gpus=0"]
-            await_node(cluster, name, launch(cluster, name, *flags, *gpus))
+            start_node(cluster, name, *flags, *gpus)
     except BaseException:
         stop(cluster)
         raise
@@ -185,6 +188,7 @@ def head_flags(cluster: Cluster) -> list[str]:
 def launch(cluster: Cluster, name: str, *flags: str) -> subprocess.Popen[bytes]:
     """Start a node, which lives as long as its `ray start`, whatever becomes of this process."""
     folder = Path(cluster.place(name))
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt before
     folder.mkdir()
     flags = (*flags, *(f"--{port}=0" for port in FREE_PORTS), f"--temp-dir={folder}", f"--node-name={name}")
     bin_folder = str(Path(sys.executable).parent)
@@ -215,15 +219,21 @@ def log_file(cluster: Cluster, name: str) -> Path:
     return Path(cluster.files, f"{name}.log")
 
 
-def await_node(cluster: Cluster, name: str, process: subprocess.Popen[bytes]) -> None:
+def start_node(cluster: Cluster, name: str, *flags: str) -> None:
     """Return when the node is part of the cluster. Raises `ResourceError` where it ends or takes too long."""
     printed = log_file(cluster, name)
-    started = await_true(lambda: STARTED in printed.read_text() or process.poll() is not None)
-    if process.poll() is not None or not started:
-        how = f"ended with {process.returncode}" if process.returncode is not None else "did not answer in time"
-        tail = " | ".join(line.strip() for line in printed.read_text().splitlines()[-15:] if line.strip())
-        raise ResourceError(f"node {name} {how}; everything that was started is ended. Ray said: {tail}")
-    log.info("%s is up", name)
+    for left in reversed(range(ATTEMPTS)):
+        process = launch(cluster, name, *flags)
+        started = await_true(lambda: STARTED in printed.read_text() or process.poll() is not None)  # noqa: B023
+        if started and process.poll() is None:
+            log.info("%s is up", name)
+            return
+        if not (left and TOO_SLOW in printed.read_text()):
+            break
+        log.info("%s did not start within Ray's 30 s: once more", name)
+    how = f"ended with {process.returncode}" if process.returncode is not None else "did not answer in time"
+    tail = " | ".join(line.strip() for line in printed.read_text().splitlines()[-15:] if line.strip())
+    raise ResourceError(f"node {name} {how}; everything that was started is ended. Ray said: {tail}")
 
 
 def await_jobs(cluster: Cluster) -> None:
