@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -50,8 +51,10 @@ def parse(options: type[Options], description: str, argv: Sequence[str] | None =
 def run(main: Callable[[Options], int | None], options: Callable[[], Options]) -> NoReturn:
     """Parse with `options()`, run `main`, and end the process with its exit code.
 
-    A `HisemError` prints its message alone, on one line; `--debug` adds the traceback. Ctrl-C ends with 130.
+    A `HisemError` prints its message alone, on one line; `--debug` adds the traceback. Ctrl-C ends with 130,
+    and so does SIGTERM, by which jobs and pods are stopped.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     debug = "--debug" in sys.argv
     try:
         logs.configure(debug)

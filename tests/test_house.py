@@ -10,6 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hisem"
 ENTRY_FOLDERS = ("pipelines", "tune")
+CLUSTER = "cluster"
+"""Its files start Ray as a command, and need no more of the house than how commands are made."""
 ENTRY_LINES = 80
 
 FOUNDATIONS = {"", "errors", "schemas", "object_store", "storage", "config", "cli", "logs", "provenance"}
@@ -33,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"archive", "text"},
     "training": {"model", "text"},
     "distributed": {"archive", "text", "model", "captions", "report", "training", "tracking"},
+    "cluster": set(),
     "entry": {"archive", "text", "model", "captions", "report", "training", "tracking", "distributed"},
 }
 """Which rooms a room may import, beside itself and the foundations."""
@@ -51,6 +54,7 @@ WITHOUT_TORCH = {
     "archive",
     "text",
     "captions",
+    "cluster",
 }
 TORCH = {"torch", "timm", "torchvision"}
 ONLY_IN = {"ray": {"distributed"}, "mlflow": {"tracking"}}
@@ -79,7 +83,7 @@ def violations(source: str, room: str, package: str) -> list[str]:
             other = other if other in MAY_IMPORT else ""  # a name of the package itself
             if other != room and other not in FOUNDATIONS | MAY_IMPORT[room]:
                 found.append(f"{name}: {room} may not import {other}")
-        elif top in ENTRY_FOLDERS or top == "tests":
+        elif top in (*ENTRY_FOLDERS, CLUSTER, "tests"):
             found.append(f"{name}: nothing imports entry points or tests")
         elif top in TORCH and room in WITHOUT_TORCH:
             found.append(f"{name}: {room} does without torch")
@@ -94,8 +98,9 @@ def sources() -> list[tuple[Path, str]]:
     for path in sorted(PACKAGE.rglob("*.py")):
         first = path.relative_to(PACKAGE).parts[0]
         files.append((path, "" if first == "__init__.py" else first.removesuffix(".py")))
-    for folder in ENTRY_FOLDERS:
-        files += [(path, "entry") for path in sorted((ROOT / folder).rglob("*.py"))]
+    for folder in (*ENTRY_FOLDERS, CLUSTER):
+        room = CLUSTER if folder == CLUSTER else "entry"
+        files += [(path, room) for path in sorted((ROOT / folder).rglob("*.py"))]
     return files
 
 
@@ -139,6 +144,7 @@ def test_entry_points_are_short() -> None:
         ("errors", "from .model import hisem", "errors may not import model"),
         ("storage", "import torch", "torch"),
         ("entry", "import ray", "ray"),
+        ("cluster", "import ray", "ray"),
     ],
 )
 def test_checker_sees_a_planted_violation(room: str, source: str, complaint: str) -> None:

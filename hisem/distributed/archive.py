@@ -24,6 +24,7 @@ from hisem.archive.references import join_references, read_references
 from hisem.archive.tiles import read_tiles, shard_table
 from hisem.distributed import session
 from hisem.distributed.index import index_archive, tile_blocks
+from hisem.distributed.shared_storage import rasters_of, require_shared
 from hisem.errors import DatasetError, ReferencesError, StorageError
 from hisem.schemas import FAILED, INDEX, OK, REFERENCES, SHARD, SKIPPED, conform
 
@@ -75,6 +76,7 @@ def shard_archive(
     pairs, known = read_archive(catalogue, tile_size, references, options)
     with session.cluster():
         require_reader("tiling")
+        require_shared([output], rasters_of(pairs))
         index, failed = index_archive(pairs, tile_size, options)
         return write_shards(index, output, tile_size, known, failed, options)
 
@@ -116,6 +118,7 @@ def shard_levir_cc(folder: str, output: str) -> ShardSummary:
         raise DatasetError(f"{folder}: square images of one size are expected, found sides of {sizes} pixels.")
     with session.cluster():
         require_reader("tiling")
+        require_shared([output], rasters_of(index))
         return write_shards(index, output, sizes[0], references, benchmark=benchmark_name(folder))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,6 +97,12 @@ def read_splits(folder: str, names: tuple[str, ...]) -> dict[str, Split]:
             )
         splits[name] = Split(folder, name, size, rows.select(["tile_id", "pair_id", "references", "changed", "file"]))
     return splits
+
+
+def shard_files(splits: Iterable[Split]) -> set[str]:
+    """The files on disks that these splits lie in; those in buckets are left out."""
+    here = (split for split in splits if not storage.is_remote(split.folder))
+    return {file for split in here for file in split.rows.column("file").to_pylist()}
 
 
 def pixels(split: Split, num_cpus: float = 1) -> ray.data.Dataset:

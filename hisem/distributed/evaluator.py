@@ -22,7 +22,8 @@ from hisem import storage
 from hisem.archive import png
 from hisem.distributed import session
 from hisem.distributed.archive import read_benchmark
-from hisem.distributed.dataset import Split, pixels, read_splits
+from hisem.distributed.dataset import Split, pixels, read_splits, shard_files
+from hisem.distributed.shared_storage import require_shared
 from hisem.distributed.shipping import Shipped, ship, unpack
 from hisem.errors import ConfigError, DatasetError
 from hisem.model.hisem import HiSem
@@ -113,6 +114,7 @@ def evaluate(
     labelled, train = _read(folder, split)
     baselines = _baselines(train, len(labelled))
     with session.cluster():
+        require_shared(read=shard_files([labelled]))
         results = caption_split(labelled, model, protocol == "ids", beam, captioners, gpu)
     captions: dict[str, Sequence[str]] = {MODEL: [result.caption for result in results]}
     captions |= baselines

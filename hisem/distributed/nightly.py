@@ -24,6 +24,7 @@ from hisem.distributed import session
 from hisem.distributed.captioner import CaptionOptions, captioned, stamps, with_captioners
 from hisem.distributed.conclusion import Outcome, conclude, conclude_interrupted, report, telling_only
 from hisem.distributed.metrics import CaptionMetrics
+from hisem.distributed.shared_storage import rasters_of, require_shared
 from hisem.distributed.work import Work, find_work
 from hisem.model.bundle import digest as bundle_digest
 from hisem.model.hisem import HiSem
@@ -91,6 +92,7 @@ def caption_archive(catalogue: pa.Table, options: CaptionOptions) -> Outcome:
         captions.require_table(options.output)  # where no other run takes files away while they are looked at
         captions.require_settings(options.output, options.reading.pixel_settings())
         with session.cluster():
+            require_shared(read=rasters_of(catalogue))  # the driver alone writes to the output
             return _caption(catalogue, with_captioners(options), lock)
 
 

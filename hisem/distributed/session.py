@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ def cluster() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _require_answer(address)
+    interrupt = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",
@@ -50,6 +52,8 @@ def cluster() -> Iterator[None]:
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         what = f"RAY_ADDRESS={address}: the cluster there cannot be joined" if address else "Ray cannot be started here"
         raise ResourceError(f"{what}: {error}.") from error
+    if interrupt is signal.default_int_handler:  # Ray puts its own in its place, which is no interruption
+        signal.signal(signal.SIGTERM, interrupt)
     configure()
     if not address:
         log.info("Ray: local, %d CPUs (RAY_ADDRESS names a cluster instead)", int(cpus()))

@@ -19,10 +19,11 @@ from ray.tune.search.optuna import OptunaSearch
 from hisem import logs, provenance, storage, tracking
 from hisem.config import flatten, to_dict
 from hisem.distributed import budget, session
-from hisem.distributed.dataset import read_splits
+from hisem.distributed.dataset import read_splits, shard_files
 from hisem.distributed.fit import worker_cpus
 from hisem.distributed.metrics import SweepMetrics
 from hisem.distributed.run_file import require_name
+from hisem.distributed.shared_storage import require_shared
 from hisem.distributed.sweep_file import SweepFile
 from hisem.distributed.sweep_results import Ended, close_children, collect, publish, read_trials
 from hisem.distributed.trial import CHOICE, EPOCH, TrialOrders, TrialRun, drawn, mark_over
@@ -108,7 +109,7 @@ def sweep(options: SweepOptions) -> SweepSummary:
         log.info("sweep %s is already done (choose another --name to sweep anew)", options.name)
     else:
         with logs.of_run(options.name):
-            file, trials = _tracked(options, _draws(options), file)
+            file, trials = _tracked(options, _draws(options), file, shard_files(splits.values()))
     return SweepSummary(options.folder, trials, file.run_id or "", time.perf_counter() - began, finished_before)
 
 
@@ -126,9 +127,9 @@ def _draws(options: SweepOptions) -> list[dict[str, Any]] | None:
 
 
 def _tracked(
-    options: SweepOptions, draws: list[dict[str, Any]] | None, file: SweepFile
+    options: SweepOptions, draws: list[dict[str, Any]] | None, file: SweepFile, files: set[str]
 ) -> tuple[SweepFile, list[Trial]]:
-    """Search and publish within an MLflow run, whose children are the trials' runs."""
+    """Search and publish within an MLflow run, whose children are the trials' runs; `files` are what they read."""
     run = tracking.start_run(options.tracking, options.name, file.run_id)
     try:
         file = file.started(run.run_id)
@@ -136,6 +137,7 @@ def _tracked(
         run.params({"data": options.data, "space": options.space.where, **flatten(to_dict(options.space.base))})
         run.provenance(provenance.versions(), provenance.git_state())
         with session.cluster():
+            require_shared([options.folder], files)
             concurrent, execution = _share(options, len(draws) if draws else options.search.samples)
             orders = TrialOrders(options.space, options.data, options.folder, options.tracking, run.run_id, execution)
             log.info(

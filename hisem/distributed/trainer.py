@@ -15,10 +15,11 @@ import torch
 from hisem import logs, provenance, storage, tracking
 from hisem.config import flatten, to_dict
 from hisem.distributed import session
-from hisem.distributed.dataset import Split, read_splits
+from hisem.distributed.dataset import Split, read_splits, shard_files
 from hisem.distributed.fit import Job, fit
 from hisem.distributed.publishing import publish
 from hisem.distributed.run_file import RunFile, require_name
+from hisem.distributed.shared_storage import require_shared
 from hisem.errors import ConfigError, StoppedError, TrackingError
 from hisem.model.hisem import HiSem
 from hisem.model.warm_start import require_fit
@@ -138,6 +139,8 @@ def _tracked(
         run.tags({f"data.{name}": split.fingerprint() for name, split in job.splits.items()})
         run.provenance(provenance.versions(), provenance.git_state())
         with session.cluster():
+            if options.parent is None:  # a sweep has asked for its trials
+                require_shared([options.folder], shard_files(job.splits.values()))
             history = fit(job, run, on_epoch)
             metrics, registered = publish(job, options.data, options.register, run, history)
     except BaseException as error:
