@@ -107,7 +107,9 @@ class Cluster:
 
     def write(self) -> None:
         """Write it down."""
-        (Path(self.home) / STATE).write_text(json.dumps(asdict(self)))
+        path = Path(self.home) / STATE
+        path.with_suffix(".new").write_text(json.dumps(asdict(self)))
+        path.with_suffix(".new").replace(path)  # whole or not at all
 
     @property
     def names(self) -> list[str]:
@@ -132,6 +134,7 @@ class Cluster:
             "RAY_AUTH_TOKEN_PATH": str(Path(self.home) / TOKEN),
         }
         lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+        lines.append('export no_proxy="127.0.0.1${no_proxy:+,$no_proxy}"')  # which would be told the token
         return "\n".join(["unset RAY_AUTH_TOKEN", *lines])  # it would go before the file
 
 
@@ -243,9 +246,11 @@ def await_jobs(cluster: Cluster) -> None:
         f"http://127.0.0.1:{cluster.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {token}"}
     )
 
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy would be told the token
+
     def answers() -> bool:
         try:
-            urllib.request.urlopen(request, timeout=5).close()
+            direct.open(request, timeout=5).close()
         except OSError:
             return False
         return True

@@ -25,7 +25,7 @@ while true; do
     said=$(ray job status "$job" 2>&1)
     case $said in
         *"Job '$job' succeeded"*) code=0 ;;
-        *"Job '$job' failed"*"failed with exit code "*) code=${said#*failed with exit code } code=${code%%[!0-9]*} ;;
+        *"Job '$job' failed"*"failed with exit code "*) code=${said#*failed with exit code } code=${code%%[!0-9]*} code=${code:-1} ;; # below 0: a signal
         *"Job '$job' failed"* | *"Job '$job' was stopped"*) # its driver was killed, with the head perhaps
             echo "$said" >&2
             code=1
@@ -43,9 +43,9 @@ while true; do
             ((silent > 30)) && exit 1
             continue
             ;;
-        *AuthenticationError*) # no later try would have another token
+        *AuthenticationError*) # a later start may be given another token, this one will not
             echo "submit.sh: $job: the cluster refuses the token (RAY_AUTH_TOKEN): ${said##*$'\n'}" >&2
-            exit 2
+            exit 1
             ;;
         *)
             echo "submit.sh: $job: the cluster does not answer: ${said##*$'\n'}" >&2

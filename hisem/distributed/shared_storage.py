@@ -97,7 +97,11 @@ def _markers(folders: list[str]) -> Iterator[dict[str, str]]:
 def _other_nodes() -> dict[str, str]:
     """Nodes but the driver's: a name for people, and the id."""
     here = ray.get_runtime_context().get_node_id()
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    nodes = [
+        node
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] != here and {"CPU", "GPU"} & {*node["Resources"]}  # others never work
+    ]
     return {
         f"{node['NodeName']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})": node["NodeID"] for node in nodes
     }

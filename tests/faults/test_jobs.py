@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.local import Cluster
+from cluster.local import Cluster, descendants
 from hisem import HiSem
 from hisem.archive.catalogue import read_catalogue, write_catalogue
 from tests.faults.conftest import ROOT, SETTINGS, Driver
@@ -87,7 +89,7 @@ class Local:
 def local_command(action: str, folder: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "cluster/local.py", action, "--folder", str(folder / "cluster"), *flags]
     return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, check=False, timeout=200
+        command, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, check=False, timeout=500
     )
 
 
@@ -95,24 +97,20 @@ def local_command(action: str, folder: Path, *flags: str, **variables: str) -> s
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
     folder = tmp_path_factory.mktemp("local")
     (folder / "settings.yaml").write_text(SETTINGS)
-    done = local_command(
-        "start",
-        folder,
-        *("--workers", "2", "--cpus-per-worker", "1"),
-        HISEM_STORAGE=str(folder / "storage"),
-        RAY_health_check_period_ms="1000",
-        RAY_health_check_failure_threshold="3",
-    )
-    assert done.returncode == 0, done.stderr
-    unset, *exports = done.stdout.splitlines()
-    assert unset == "unset RAY_AUTH_TOKEN"
-    told = dict(line.removeprefix("export ").split("=", 1) for line in exports)
-    cluster = Local(folder, {name: shlex.split(value)[0] for name, value in told.items()})
-    processes = [process for name in cluster.state.names for process in cluster.state.processes(name)]
-    everything = {below for process in processes for below in (process, *process.children(recursive=True))}
-    files = Path(cluster.state.files)
-    yield cluster
-    ended = local_command("stop", folder)
+    flags = ("--workers", "2", "--cpus-per-worker", "1")
+    quick = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
+    everything: set[psutil.Process] = set()
+    try:
+        done = local_command("start", folder, *flags, HISEM_STORAGE=str(folder / "storage"), **quick)
+        assert done.returncode == 0, done.stderr
+        told = dict(re.findall(r"^export (RAY_\w+)=(.*)$", done.stdout, re.MULTILINE))
+        cluster = Local(folder, {name: shlex.split(value)[0] for name, value in told.items()})
+        nodes = [process for name in cluster.state.names for process in cluster.state.processes(name)]
+        everything = {below for node in nodes for below in (node, *descendants(node))}
+        files = Path(cluster.state.files)
+        yield cluster
+    finally:
+        ended = local_command("stop", folder)
     assert ended.returncode == 0, ended.stderr
     assert len(everything) > 10
     assert not [process for process in everything if process.is_running()]
@@ -126,6 +124,13 @@ def trained(local: Local, tiles: str) -> Driver:
     job.wait_for("epoch 2 done")  # its log comes while it works
     job.end()
     return job
+
+
+def titled(process: psutil.Process) -> str:
+    """A process's command line; empty where it has ended."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def train(local: Local, tiles: str, name: str, *flags: str) -> list[str]:
@@ -187,7 +192,7 @@ def test_a_folder_that_another_node_does_not_see_is_refused(local: Local, tiles:
     state = local.state
     flags = [
         f"--address=127.0.0.1:{state.port}",
-        "--num-cpus=0",
+        "--num-cpus=1",
         f"--temp-dir={state.files}/blind",
         "--node-name=blind",
     ]
@@ -230,7 +235,7 @@ def test_a_night_whose_node_is_killed(local: Local, tiles: str, trained: Driver)
     (start,) = local.state.processes("worker-2")[:1]
     raylet = next(below for below in start.children() if "raylet" in below.name())
     until = time.monotonic() + 120
-    while not any("ReadingActor" in " ".join(below.cmdline()) for below in raylet.children()):
+    while not any("ReadingActor" in titled(below) for below in raylet.children()):
         assert time.monotonic() < until, job.log.read_text()
         time.sleep(0.2)
     raylet.kill()
