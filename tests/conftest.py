@@ -17,6 +17,8 @@ from typing import Any
 import pyarrow.fs as pafs
 import pytest
 
+import hisem.distributed  # noqa: F401 - it sets what Ray reads when it is imported, and so comes before Ray
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import pytest
 
-import hisem.distributed  # noqa: F401 - it sets what Ray reads when it is imported, and so comes before Ray
 from hisem.archive.synthetic import SyntheticConfig, generate
 from tests.conftest import S3Server
 
