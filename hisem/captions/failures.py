@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 NAMED = 20
 """Tiles of each kind that are logged one by one: the table has all of them."""
 
+ENDS = 500
+"""Characters at either end of an error that are looked at: a path of a stranger's may be long, and takes its square."""
+
 UNSUITABLE = "unsuitable"
 """What is of no other kind: bands, pixels, CRS or overlap that do not suit."""
 
@@ -33,7 +36,10 @@ KINDS = (
 
 def kind_of(error: str | None) -> str:
     """The kind of failure that a row's `error` tells: a name in `KINDS`, else `UNSUITABLE`."""
-    text = PATH.sub("", SUBJECT.sub("", error or ""))  # which may hold any words
+    told = error or ""
+    if len(told) > 2 * ENDS:
+        told = f"{told[:ENDS]} {told[-ENDS:]}"
+    text = PATH.sub("", SUBJECT.sub("", told))  # which may hold any words
     return next((kind for kind, pattern in KINDS if re.search(pattern, text)), UNSUITABLE)
 
 

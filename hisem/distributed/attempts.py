@@ -26,6 +26,9 @@ failed row."""
 STARTS = 10
 """How often each captioner may start, on an average, without that one of them ends a batch."""
 
+SPARED = 32
+"""Tiles that may be given up before anything was captioned: where there are more, the tiles are not to blame."""
+
 Key = tuple[str, int]
 """First tile of some, and their number."""
 
@@ -43,6 +46,7 @@ class Attempts:
         self._deaths, self._limit = deaths, starts * captioners
         self._begun: Counter[Key] = Counter()
         self._starts = 0
+        self._given_up = 0
         self._last: Key | None = None
         self._running = False
         self._told: list[str] = []
@@ -70,12 +74,16 @@ class Attempts:
             alone = "they are tried one by one" if tiles[1] > 1 else "it is a failed row"
             then = "another one tries" if died < self._deaths else alone
             self._told.append(f"captioners have died {died} time(s) on {_named(tiles)}: {then}")
+        if died >= self._deaths and tiles[1] == 1:
+            self._given_up += 1
+            if self._given_up <= SPARED:  # a scene of such tiles must not end the night
+                self._starts = 0
         return died < self._deaths
 
     def end(self, tiles: Key) -> None:
         """They are done."""
         del self._begun[tiles]
-        self._starts = 0
+        self._starts = self._given_up = 0
 
     def news(self) -> tuple[bool, list[str]]:
         """Whether a captioner has begun anything yet, and what is to be told since the last call."""

@@ -98,6 +98,7 @@ def conclude_interrupted(output: str, job: Job, lock: Lock, page: bool, store: s
     if store and job.tracking_run:
         with telling_only():
             report(tracking.Run(store, job.tracking_run), outcome)
+        with telling_only():
             tracking.end_if_open(store, job.tracking_run, "KILLED")
     staging.end(output, job)
     return outcome

@@ -104,3 +104,8 @@ def test_there_are_few_kinds() -> None:
     assert len(set(kinds)) == len(kinds) < 10
     assert UNSUITABLE not in kinds
     assert kind_of(None) == UNSUITABLE
+
+
+def test_of_a_long_error_its_ends_are_looked_at() -> None:
+    path = "/archive/x " + 50_000 * "a."  # which all of it would take minutes
+    assert kind_of(f"{path}: no such file; correct the catalogue or restore the file.") == "missing"

@@ -116,6 +116,26 @@ def test_captioners_that_only_ever_start_end_the_run(ray_cluster: None) -> None:
     assert "kept aside" in str(ray.get(book.error.remote()))
 
 
+def test_tiles_that_are_given_up_end_no_run_before_they_are_many(ray_cluster: None) -> None:
+    book = Attempts.remote(1, 2, 3)  # type: ignore[attr-defined]
+
+    def give_up(number: int) -> None:
+        for _ in range(2):
+            ray.get(book.start.remote())
+            assert ray.get(book.begin.remote((f"p/{number}", 1)))
+        assert not ray.get(book.begin.remote((f"p/{number}", 1)))
+
+    for number in range(attempts.SPARED):
+        give_up(number)
+    ray.get(book.begin.remote(("p/good", 1)))
+    ray.get(book.end.remote(("p/good", 1)))
+    for number in range(100, 100 + attempts.SPARED + 1):
+        give_up(number)
+    ray.get(book.start.remote())
+    with pytest.raises(CaptioningError, match="nothing was captioned between"):
+        ray.get(book.start.remote())
+
+
 @pytest.mark.parametrize("fed", [False, True])
 def test_after_deaths_on_a_batch_its_tiles_are_tried_alone(
     index: pa.Table, bundle: Path, tmp_path: Path, fed: bool
