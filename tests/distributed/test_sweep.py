@@ -11,7 +11,7 @@ from typing import Annotated
 import mlflow
 import pyarrow.parquet as pq
 import pytest
-import ray
+import ray.tune
 import yaml
 
 from hisem import cli, tracking
@@ -86,8 +86,7 @@ def test_a_trial_that_is_over_is_not_trained_on_where_ray_tune_has_forgotten_it(
     shutil.copytree(trials / stopped.name, trials / "default")  # what Ray calls a trial outside a sweep
     files = {path: path.stat().st_mtime_ns for path in (trials / "default").rglob("*")}
     orders = TrialOrders(options.space, shards, options.folder, options.tracking, "", options.execution)
-    settings = {"model.hasd.moe.experts": 2, "training.learning_rate": 1e-9}
-    trial = TrialRun(settings, orders=orders)
+    trial = ray.tune.with_parameters(TrialRun, orders=orders)({})
     reports = [trial.train()]
     while not reports[-1]["done"]:
         reports.append(trial.train())
