@@ -136,7 +136,8 @@ def nodes(s3_server: S3Server) -> Iterator[Cluster]:
 
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 150 * 2**20})
+    head = {"num_cpus": 1, "object_store_memory": 150 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster
     cluster.shutdown()
     for name, value in before.items():
