@@ -159,7 +159,9 @@ def _view(raster: DatasetReader, bands: Sequence[int], validity: Validity) -> Ba
             with MemoryFile(ext=".vrt") as file:
                 rasterio.shutil.copy(raster, file.name, driver="VRT")
                 whole = ET.fromstring(bytes(file.getbuffer()))
-            return BandView(_document(whole, bands, validity), raster)
+            view = BandView(_document(whole, bands, validity), raster)
+            view.overviews(1)  # has GDAL open the raster and look beside it now, while the settings hold
+            return view
     except GDAL_ERRORS as error:
         raise RasterError(f"{raster.name}: its bands cannot be chosen ({cause_of(error)}); copy it again.") from error
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 
+from rasterio import Env
 from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioIOError
 from rasterio.io import DatasetReader
@@ -132,8 +133,10 @@ def _is_page(uri: str) -> bool:
 def _are_bounded(uri: str) -> bool:
     """True. Raises `RasterError` where any image in a TIFF, be it overview or mask, is not bounded."""
     for number in range(1, MAX_IMAGES + 1):
+        name = f"GTIFF_DIR:{number}:{gdal_name(uri)}"
         try:
-            with DatasetReader(f"GTIFF_DIR:{number}:{gdal_name(uri)}", driver=["GTiff"], sharing=False) as image:
+            # Images without georeference have GDAL list the folder for world files.
+            with Env(GDAL_GEOREF_SOURCES="NONE"), DatasetReader(name, driver=["GTiff"], sharing=False) as image:
                 require_bounded(image, uri)
         except RasterioIOError as error:
             # Others GDAL cannot open as overviews or masks either.
