@@ -107,11 +107,6 @@ def has_query(uri: str) -> bool:
     return "?" in uri and is_remote(uri) and not uri.startswith(("s3://", "gs://"))
 
 
-def gdal_name(uri: str) -> str:
-    """The path or URI in GDAL's own words, as names are built of them: `/vsis3/bucket/a.tif`."""
-    return str(_vsi_path(_parse_path(uri)))
-
-
 def first_bytes(uri: str, count: int) -> bytes:
     """The first `count` bytes of a file that GDAL has looked at, from its cache; zeros follow the end of a shorter one.
 
@@ -119,7 +114,7 @@ def first_bytes(uri: str, count: int) -> bytes:
     """
     document = (
         f'<VRTDataset rasterXSize="{count}" rasterYSize="1"><VRTRasterBand dataType="Byte" band="1" '
-        f'subClass="VRTRawRasterBand"><SourceFilename>{escape(gdal_name(uri))}</SourceFilename>'
+        f'subClass="VRTRawRasterBand"><SourceFilename>{escape(_vsi_path(_parse_path(uri)))}</SourceFilename>'
         "<ImageOffset>0</ImageOffset><PixelOffset>1</PixelOffset></VRTRasterBand></VRTDataset>"
     )
     allowed = {"GDAL_VRT_ENABLE_RAWRASTERBAND": "YES", "GDAL_VRT_RAWRASTERBAND_ALLOWED_SOURCE": "ALL"}

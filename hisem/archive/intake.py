@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable
+import xml.etree.ElementTree as ET
 from contextlib import suppress
 from functools import lru_cache
 
+import rasterio.shutil
 from rasterio import Env
 from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioIOError
-from rasterio.io import DatasetReader
+from rasterio.io import DatasetReader, MemoryFile
 
-from hisem.archive.gdal import cause_of, first_bytes, gdal_name, has_query, remedy_of, says_absent
+from hisem.archive.gdal import cause_of, first_bytes, has_query, remedy_of, says_absent
 from hisem.errors import RasterError
 from hisem.storage import is_remote
 
@@ -25,8 +26,8 @@ MAX_PIXELS = {"PNG": 2**28, "JPEG": 2**28, "JP2OpenJPEG": 2**30}
 """Of formats that are decoded from their beginning, or whose decoder first makes a table of the whole image: a JPEG
 2000 of 300 bytes that claims 100,000 x 100,000 pixels takes 3 GB."""
 
-MAX_IMAGES = 64
-"""Images in one TIFF that has overviews or masks. Halving the largest there is takes 31, and as many masks."""
+MAX_LEVELS = 64
+"""Overviews of one raster; halving the largest there is takes 31."""
 
 BESIDE = ((".ovr", ".OVR"), (".msk", ".MSK"))
 """How names of files with overviews and masks end; GDAL asks for the second where the first is absent."""
@@ -39,17 +40,6 @@ PAGE = re.compile(rb"\s*<(!doctype\s+html|html)\b", re.IGNORECASE)
 
 LEADS_ELSEWHERE = re.compile(rb"<(\w+:)?\w*(dataset|gdal|capabilities|tilemap|services|wms|wcs|wmts)", re.IGNORECASE)
 """Elements by which GDAL knows documents that show other pixels, wherever in the beginning of a file they stand."""
-
-Check = Callable[[str], bool]
-
-
-def _once_if_remote(check: Check) -> Check:
-    """`check` with its results kept for URIs: each costs requests, and a raster is opened for each of its blocks.
-
-    What is raised is not kept.
-    """
-    kept = lru_cache(maxsize=65536)(check)
-    return lambda uri: (kept if is_remote(uri) else check)(uri)
 
 
 def require_no_hfa_beside(uri: str) -> None:
@@ -74,17 +64,18 @@ def require_self_contained(raster: DatasetReader, uri: str) -> None:
     store does not say whether they are there. Call it before anything is asked of overviews or masks.
     """
     _require_own_overviews(raster, uri)
-    if not has_query(uri):
-        found = [uri]
-        for _ in range(DEEPEST + 1):
-            found = [beside for name in found for beside in _beside(name)]
-        if found:
-            raise RasterError(f"{found[0]}: is one file of overviews or masks too many beside each other; remove it.")
+    files = [] if has_query(uri) else _beside(uri)
+    found = files
+    for _ in range(DEEPEST):
+        found = [beside for name in found for beside in _beside(name)]
+        files = files + found
+    if found:
+        raise RasterError(f"{found[0]}: is one file of overviews or masks too many beside each other; remove it.")
     # Now GDAL looks for overviews and masks beside it, while the settings hold.
-    flags = raster.mask_flag_enums[0]
-    has_mask = not {MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha}.intersection(flags)
-    if (raster.overviews(1) or has_mask) and raster.driver == "GTiff":
-        _are_bounded(uri)
+    if (_has_mask(raster) or raster.overviews(1)) and raster.driver == "GTiff":
+        files = [uri, *files]
+    for name in files:
+        _require_bounded_images(name, _stamp(name))
 
 
 def _require_own_overviews(raster: DatasetReader, uri: str) -> None:
@@ -94,15 +85,16 @@ def _require_own_overviews(raster: DatasetReader, uri: str) -> None:
 
 def _beside(uri: str) -> list[str]:
     """The files with overviews and masks beside `uri`, each checked by itself."""
-    found = (next((uri + suffix for suffix in suffixes if _is_there(uri + suffix)), None) for suffixes in BESIDE)
+    # Each name costs requests, and a raster is opened for each of its blocks. What is raised is not kept.
+    is_there = _is_there_once if is_remote(uri) else _is_there
+    found = (next((uri + suffix for suffix in suffixes if is_there(uri + suffix)), None) for suffixes in BESIDE)
     return [name for name in found if name]
 
 
-@_once_if_remote
 def _is_there(uri: str) -> bool:
     """Whether GDAL finds overviews or masks of this name.
 
-    Raises `RasterError` where they are no GeoTIFF, refer to others, or are not bounded, and where that is not known.
+    Raises `RasterError` where they are no GeoTIFF or refer to others, and where that is not known.
     """
     if not is_remote(uri) and not os.path.exists(uri):
         return False
@@ -119,7 +111,10 @@ def _is_there(uri: str) -> bool:
         if is_remote(uri) and _is_page(uri):
             return False
         raise RasterError(f"{uri}: is no plain GeoTIFF; remove it, or make it anew (gdaladdo).") from error
-    return _are_bounded(uri)
+    return True
+
+
+_is_there_once = lru_cache(maxsize=65536)(_is_there)
 
 
 def _is_page(uri: str) -> bool:
@@ -129,20 +124,44 @@ def _is_page(uri: str) -> bool:
     return PAGE.match(start) is not None and LEADS_ELSEWHERE.search(start) is None
 
 
-@_once_if_remote
-def _are_bounded(uri: str) -> bool:
-    """True. Raises `RasterError` where any image in a TIFF, be it overview or mask, is not bounded."""
-    for number in range(1, MAX_IMAGES + 1):
-        name = f"GTIFF_DIR:{number}:{gdal_name(uri)}"
-        try:
-            # Images without georeference have GDAL list the folder for world files.
-            with Env(GDAL_GEOREF_SOURCES="NONE"), DatasetReader(name, driver=["GTiff"], sharing=False) as image:
-                require_bounded(image, uri)
-        except RasterioIOError as error:
-            # Others GDAL cannot open as overviews or masks either.
-            if f"directory {number} not found" in str(error):
-                return True
-    raise RasterError(f"{uri}: holds more than {MAX_IMAGES} images; copy the first alone (gdal_translate -of COG).")
+def _stamp(uri: str) -> tuple[int, ...]:
+    """What tells a local file from one that has replaced it."""
+    if is_remote(uri):
+        return ()
+    found = os.stat(uri)
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=65536)
+def _require_bounded_images(uri: str, stamp: tuple[int, ...]) -> None:
+    """Raise `RasterError` where an overview or mask of a GeoTIFF is not bounded; it looks once for each `stamp`."""
+    with DatasetReader(uri, driver=["GTiff"], sharing=False) as raster:
+        levels = len(raster.overviews(1))
+        _require_bounded_mask(raster, uri)
+    if levels > MAX_LEVELS:
+        raise RasterError(f"{uri}: has {levels} overviews, more than {MAX_LEVELS}; make them anew (gdaladdo).")
+    # Images without georeference would have GDAL list the folder for world files.
+    with Env(GDAL_GEOREF_SOURCES="NONE"):
+        for level in range(levels):
+            with DatasetReader(uri, driver=["GTiff"], sharing=False, overview_level=level) as overview:
+                require_bounded(overview, uri)
+                _require_bounded_mask(overview, uri)
+
+
+def _require_bounded_mask(raster: DatasetReader, uri: str) -> None:
+    """Raise `RasterError` where the mask that `raster` has beside its bands is not bounded."""
+    if not _has_mask(raster):
+        return
+    with MemoryFile(ext=".vrt") as file:
+        # Of all that rasterio shows, blocks of masks are in this document alone.
+        rasterio.shutil.copy(raster, file.name, driver="VRT")
+        mask = ET.fromstring(bytes(file.getbuffer())).find("MaskBand")
+    for source in () if mask is None else mask.iter("SourceProperties"):
+        _require_bounded_block(int(source.attrib["BlockYSize"]), int(source.attrib["BlockXSize"]), 1, uri)
+
+
+def _has_mask(raster: DatasetReader) -> bool:
+    return not {MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha}.intersection(raster.mask_flag_enums[0])
 
 
 def require_bounded(raster: DatasetReader, uri: str) -> None:
@@ -157,7 +176,12 @@ def require_bounded(raster: DatasetReader, uri: str) -> None:
     # Bands that lie together are decoded together; otherwise three and a mask are.
     together = raster.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL"
     bands = raster.count if together else min(raster.count, 4)
-    size = height * width * bands * max(map(_item_size, raster.dtypes))
+    _require_bounded_block(height, width, bands * max(map(_item_size, raster.dtypes)), uri)
+
+
+def _require_bounded_block(height: int, width: int, pixel: int, uri: str) -> None:
+    """Raise `RasterError` for blocks of `height` x `width` pixels of so many bytes that are too large."""
+    size = height * width * pixel
     if size > MAX_BLOCK_BYTES:
         raise RasterError(
             f"{uri}: is stored in blocks of {height} x {width} pixels, of which one takes {size} bytes, more than "
