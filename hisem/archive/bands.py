@@ -159,9 +159,7 @@ def _view(raster: DatasetReader, bands: Sequence[int], validity: Validity) -> Ba
             with MemoryFile(ext=".vrt") as file:
                 rasterio.shutil.copy(raster, file.name, driver="VRT")
                 whole = ET.fromstring(bytes(file.getbuffer()))
-            view = BandView(_document(whole, bands, validity), raster)
-            view.overviews(1)  # has GDAL open the raster and look beside it now, while the settings hold
-            return view
+            return BandView(_document(whole, bands, validity), raster)
     except GDAL_ERRORS as error:
         raise RasterError(f"{raster.name}: its bands cannot be chosen ({cause_of(error)}); copy it again.") from error
 

@@ -71,8 +71,9 @@ ABSENT = r"response code: 40[34]\b|key does not exist|NoSuchKey|No such object|A
 def gdal_env(uri: str | None = None) -> rasterio.Env:
     """The settings as a context. Enter it for each call, never across a yield: it is global to the thread.
 
-    With the `uri` of a raster that is being opened, GDAL asks a store for `SIDECARS` alone: the drivers and
-    metadata readers know a hundred names, and each costs a request.
+    With the `uri` of the raster that is opened or read, GDAL asks a store for `SIDECARS` alone: the drivers and
+    metadata readers know a hundred names, each costs a request, and what they name is not looked at by
+    `hisem.archive.intake`. A view opens its raster when it is read, and again where GDAL has closed it meanwhile.
 
     GDAL finds credentials itself, in the environment and where AWS's own tools look; with rasterio's own
     session it would depend on whether boto3 is installed.

@@ -19,11 +19,12 @@ from rasterio.shutil import copy as copy_raster
 
 from hisem import storage
 from hisem.archive import addresses
-from hisem.archive.bands import open_scene_raster
 from hisem.archive.gdal import gdal_env
+from hisem.archive.grid import Window
 from hisem.archive.index import index_pair
 from hisem.archive.options import ReadOptions
 from hisem.archive.raster import open_raster
+from hisem.archive.reader import PairReader
 from hisem.archive.scaling import percentile_ranges
 from hisem.errors import RasterError
 
@@ -218,8 +219,9 @@ def test_a_raster_behind_an_address_with_a_query_is_read(at: Callable[..., str],
 def test_erdas_files_behind_uris_are_not_asked_for(at: Callable[..., str], s3_server: Any) -> None:
     uri = at("http")
     s3_server.requests()
-    with open_scene_raster(uri, ("3", "2", "1"), ReadOptions()) as view, gdal_env():
-        view.read(out_shape=(3, 8, 8))
+    options = ReadOptions(bands=("3", "2", "1"), scaling="percentiles")
+    with PairReader([uri], [uri], 32, options) as reader:
+        reader.read(Window(0, 0, 32, 32))
     paths = [request["path"] for request in s3_server.requests()]
     assert paths
     assert not [path for path in paths if path.lower().endswith(".aux")]
