@@ -71,11 +71,20 @@ def require_self_contained(raster: DatasetReader, uri: str) -> None:
         files = files + found
     if found:
         raise RasterError(f"{found[0]}: is one file of overviews or masks too many beside each other; remove it.")
-    # Now GDAL looks for overviews and masks beside it, while the settings hold.
-    if (_has_mask(raster) or raster.overviews(1)) and raster.driver == "GTiff":
-        files = [uri, *files]
     for name in files:
         _require_bounded_images(name, _stamp(name))
+    # Each look at what is absent costs requests, so that it is done once for a file.
+    looked = _looks(uri, _stamp(uri))
+    if raster.driver == "GTiff" and not looked:
+        if raster.overviews(1) or _has_mask(raster):
+            _require_bounded_images(uri, _stamp(uri))
+        looked.append(True)
+
+
+@lru_cache(maxsize=65536)
+def _looks(uri: str, stamp: tuple[int, ...]) -> list[bool]:
+    """Holds something once the images in a file have been found to be bounded."""
+    return []
 
 
 def _require_own_overviews(raster: DatasetReader, uri: str) -> None:

@@ -52,6 +52,7 @@ def open_raster(uri: str) -> DatasetReader:
             require_bounded(raster, uri)
             require_self_contained(raster, uri)
             unrectified = raster.crs is None and bool(raster.gcps[0] or raster.rpcs)
+            _ = raster.mask_flag_enums  # has GDAL look for the mask beside it now, while the settings hold
             stack.pop_all()
     except GDAL_ERRORS as error:
         remedy = remedy_of(error, uri) or f"Readable are {FORMATS}; if it is one of these, {DAMAGED}"
