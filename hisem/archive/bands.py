@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import rasterio.shutil
+from rasterio import Env
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.io import DatasetReader, MemoryFile
 
@@ -152,8 +153,9 @@ def _view(raster: DatasetReader, bands: Sequence[int], validity: Validity) -> Ba
     """
     try:
         with gdal_env(raster.name):
-            # A VRT opens its source by whichever driver claims it, allowed here or not.
-            with DatasetReader(raster.name, sharing=False) as again:
+            # A VRT opens its source by whichever driver claims it, allowed here or not. Nothing else is asked for,
+            # so that no file beside it is looked for.
+            with Env(GDAL_PAM_ENABLED="NO"), DatasetReader(raster.name, sharing=False) as again:
                 if again.driver != raster.driver:
                     raise RasterError(f"{raster.name}: is {raster.driver} and {again.driver} at once; convert it.")
             with MemoryFile(ext=".vrt") as file:

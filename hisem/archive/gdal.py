@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
+import re
+from xml.sax.saxutils import escape
 
 import rasterio
 from rasterio._err import CPLE_BaseError  # the base of what GDAL raises where rasterio does not wrap it
+from rasterio._path import _parse_path, _vsi_path
 from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
 from rasterio.session import DummySession
 
 from hisem.errors import StorageError
@@ -60,19 +64,24 @@ request, and scattered ones go out side by side, is GDAL's default."""
 SIDECARS = (".hdr", ".msk", ".ovr", ".aux.xml", ".prj", ".wld", "w")
 """How the names of files end that GDAL is to look for beside a raster; the last are world files (.tfw, .pgw)."""
 
+ABSENT = r"response code: 40[34]\b|key does not exist|NoSuchKey|No such object|Access ?Denied|not authorized to perform"
+"""How GDAL and stores say that nothing of a name is there, or that nothing is shown."""
+
 
 def gdal_env(uri: str | None = None) -> rasterio.Env:
     """The settings as a context. Enter it for each call, never across a yield: it is global to the thread.
 
-    With the `uri` of a raster that is being opened, GDAL asks a store for `SIDECARS` alone: the drivers and
-    metadata readers know a hundred names, and each costs a request.
+    With the `uri` of the raster that is opened or read, GDAL asks a store for `SIDECARS` alone: the drivers and
+    metadata readers know a hundred names, each costs a request, and what they name is not looked at by
+    `hisem.archive.intake`. A view opens its raster when it is read, and again where GDAL has closed it meanwhile.
 
     GDAL finds credentials itself, in the environment and where AWS's own tools look; with rasterio's own
     session it would depend on whether boto3 is installed.
     """
     options = REMOTE_OPTIONS | _server_options()
     if uri is not None:
-        own = posixpath.splitext(uri)[1] or "{noext}"
+        name = uri.partition("?")[0] if has_query(uri) else uri
+        own = posixpath.splitext(name)[1] or "{noext}"
         options["CPL_VSIL_CURL_ALLOWED_EXTENSIONS"] = ",".join([own, *SIDECARS])
     defaults = {name: value for name, value in options.items() if name not in os.environ}
     return rasterio.Env(session=DummySession(), **defaults, **OPTIONS)
@@ -92,6 +101,34 @@ def _server_options() -> dict[str, str]:
         "AWS_HTTPS": "YES" if scheme == "https" else "NO",
         "AWS_VIRTUAL_HOSTING": "FALSE",
     }
+
+
+def has_query(uri: str) -> bool:
+    """Whether `uri` is a web address with a query; GDAL looks for no files beside such."""
+    return "?" in uri and is_remote(uri) and not uri.startswith(("s3://", "gs://"))
+
+
+def first_bytes(uri: str, count: int) -> bytes:
+    """The first `count` bytes of a file that GDAL has looked at, from its cache; zeros follow the end of a shorter one.
+
+    Another client could be told other things by a server than GDAL is. Call it within `gdal_env`.
+    """
+    document = (
+        f'<VRTDataset rasterXSize="{count}" rasterYSize="1"><VRTRasterBand dataType="Byte" band="1" '
+        f'subClass="VRTRawRasterBand"><SourceFilename>{escape(_vsi_path(_parse_path(uri)))}</SourceFilename>'
+        "<ImageOffset>0</ImageOffset><PixelOffset>1</PixelOffset></VRTRasterBand></VRTDataset>"
+    )
+    allowed = {"GDAL_VRT_ENABLE_RAWRASTERBAND": "YES", "GDAL_VRT_RAWRASTERBAND_ALLOWED_SOURCE": "ALL"}
+    with rasterio.Env(session=DummySession(), **allowed), DatasetReader(document, driver=["VRT"], sharing=False) as raw:
+        return bytes(raw.read(1).tobytes())
+
+
+def says_absent(error: BaseException) -> bool:
+    """Whether a store answered that there is nothing of this name, and not that it could not look.
+
+    Buckets, also those behind https, answer 403 for what is absent where they may not be listed.
+    """
+    return re.search(ABSENT, cause_of(error), re.IGNORECASE) is not None
 
 
 def cause_of(error: BaseException) -> str:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import xml.etree.ElementTree as ET
+from contextlib import suppress
 from functools import lru_cache
 
+import rasterio.shutil
+from rasterio import Env
+from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioIOError
-from rasterio.io import DatasetReader
+from rasterio.io import DatasetReader, MemoryFile
 
+from hisem.archive.gdal import cause_of, first_bytes, has_query, remedy_of, says_absent
 from hisem.errors import RasterError
 from hisem.storage import is_remote
 
@@ -19,38 +26,151 @@ MAX_PIXELS = {"PNG": 2**28, "JPEG": 2**28, "JP2OpenJPEG": 2**30}
 """Of formats that are decoded from their beginning, or whose decoder first makes a table of the whole image: a JPEG
 2000 of 300 bytes that claims 100,000 x 100,000 pixels takes 3 GB."""
 
-BESIDE = (".ovr", ".msk")
-"""How names of files with overviews and masks end."""
+MAX_LEVELS = 64
+"""Overviews of one raster; halving the largest there is takes 31."""
+
+BESIDE = ((".ovr", ".OVR"), (".msk", ".MSK"))
+"""How names of files with overviews and masks end; GDAL asks for the second where the first is absent."""
+
+DEEPEST = 2
+"""Files beside files beside a raster: `scene.tif.msk.ovr` holds overviews of a mask. gdaladdo makes none beyond."""
+
+PAGE = re.compile(rb"\s*<(!doctype\s+html|html)\b", re.IGNORECASE)
+"""How a web page begins, with which some servers answer for what is absent."""
+
+LEADS_ELSEWHERE = re.compile(rb"<(\w+:)?\w*(dataset|gdal|capabilities|tilemap|services|wms|wcs|wmts)", re.IGNORECASE)
+"""Elements by which GDAL knows documents that show other pixels, wherever in the beginning of a file they stand."""
+
+
+def require_no_hfa_beside(uri: str) -> None:
+    """Raise `RasterError` where an ERDAS file beside a local raster would give it overviews and metadata.
+
+    Call it before the raster is opened. Of a store GDAL does not ask for them: `gdal.SIDECARS` has no `.aux`.
+    """
+    if is_remote(uri):
+        return
+    for name in (f"{start}{suffix}" for start in (os.path.splitext(uri)[0], uri) for suffix in (".aux", ".AUX")):
+        # What cannot be opened here cannot be opened by GDAL.
+        with suppress(OSError), open(name, "rb") as file:
+            if file.read(15).upper() == b"EHFA_HEADER_TAG":
+                raise RasterError(f"{name}: is an ERDAS file, whose overviews would stand for {uri}; remove it.")
 
 
 def require_self_contained(raster: DatasetReader, uri: str) -> None:
     """Raise `RasterError` where overviews or masks of `raster` are neither its own nor GeoTIFFs beside it.
 
     GDAL opens them by any driver and wherever they lie, so that pixels of other files, or answers of services, would
-    stand for those of the raster. Call it before anything is asked of overviews or masks.
+    stand for those of the raster. Raised, too, where they ask for too much memory (`require_bounded`), and where a
+    store does not say whether they are there. Call it before anything is asked of overviews or masks.
     """
+    _require_own_overviews(raster, uri)
+    files = [] if has_query(uri) else _beside(uri)
+    found = files
+    for _ in range(DEEPEST):
+        found = [beside for name in found for beside in _beside(name)]
+        files = files + found
+    if found:
+        raise RasterError(f"{found[0]}: is one file of overviews or masks too many beside each other; remove it.")
+    for name in files:
+        _require_bounded_images(name, _stamp(name))
+    # Each look at what is absent costs requests, so that it is done once for a file.
+    looked = _looks(uri, _stamp(uri))
+    if raster.driver == "GTiff" and not looked:
+        if raster.overviews(1) or _has_mask(raster):
+            _require_bounded_images(uri, _stamp(uri))
+        looked.append(True)
+
+
+@lru_cache(maxsize=65536)
+def _looks(uri: str, stamp: tuple[int, ...]) -> list[bool]:
+    """Holds something once the images in a file have been found to be bounded."""
+    return []
+
+
+def _require_own_overviews(raster: DatasetReader, uri: str) -> None:
     if any(name.upper() == "OVERVIEW_FILE" for name in raster.tags(ns="OVERVIEWS")):
         raise RasterError(f"{uri}: names another file for its overviews; make them anew (gdaladdo) or copy its pixels.")
-    for suffix in BESIDE:
-        beside = f"{uri}{suffix}"
-        if is_remote(beside):
-            _require_geotiff_once(beside)
-        elif os.path.exists(beside):
-            _require_geotiff(beside)
 
 
-def _require_geotiff(uri: str) -> None:
-    """Raise `RasterError` for a file that is no GeoTIFF, or not self-contained. An absent one does no harm."""
+def _beside(uri: str) -> list[str]:
+    """The files with overviews and masks beside `uri`, each checked by itself."""
+    # Each name costs requests, and a raster is opened for each of its blocks. What is raised is not kept.
+    is_there = _is_there_once if is_remote(uri) else _is_there
+    found = (next((uri + suffix for suffix in suffixes if is_there(uri + suffix)), None) for suffixes in BESIDE)
+    return [name for name in found if name]
+
+
+def _is_there(uri: str) -> bool:
+    """Whether GDAL finds overviews or masks of this name.
+
+    Raises `RasterError` where they are no GeoTIFF or refer to others, and where that is not known.
+    """
+    if not is_remote(uri) and not os.path.exists(uri):
+        return False
+    require_no_hfa_beside(uri)
     try:
         with DatasetReader(uri, driver=["GTiff"], sharing=False) as raster:
-            require_self_contained(raster, uri)
+            _require_own_overviews(raster, uri)
     except RasterioIOError as error:
-        if "not recognized" in str(error):
-            raise RasterError(f"{uri}: is no plain GeoTIFF; remove it, or make it anew (gdaladdo).") from error
+        if is_remote(uri) and says_absent(error):
+            return False
+        if "not recognized as being in a supported file format" not in str(error):
+            remedy = remedy_of(error, uri) or "Remove it, or make it anew (gdaladdo)"
+            raise RasterError(f"{uri}: cannot be looked at ({cause_of(error)}). {remedy}.") from error
+        if is_remote(uri) and _is_page(uri):
+            return False
+        raise RasterError(f"{uri}: is no plain GeoTIFF; remove it, or make it anew (gdaladdo).") from error
+    return True
 
 
-# Each costs two requests, and a raster is opened once for each of its blocks.
-_require_geotiff_once = lru_cache(maxsize=65536)(_require_geotiff)
+_is_there_once = lru_cache(maxsize=65536)(_is_there)
+
+
+def _is_page(uri: str) -> bool:
+    """Whether a web page, which GDAL ignores, stands at `uri`."""
+    # As much as GDAL's drivers look at to know their own.
+    start = first_bytes(uri, 1024)
+    return PAGE.match(start) is not None and LEADS_ELSEWHERE.search(start) is None
+
+
+def _stamp(uri: str) -> tuple[int, ...]:
+    """What tells a local file from one that has replaced it."""
+    if is_remote(uri):
+        return ()
+    found = os.stat(uri)
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=65536)
+def _require_bounded_images(uri: str, stamp: tuple[int, ...]) -> None:
+    """Raise `RasterError` where an overview or mask of a GeoTIFF is not bounded; it looks once for each `stamp`."""
+    with DatasetReader(uri, driver=["GTiff"], sharing=False) as raster:
+        levels = len(raster.overviews(1))
+        _require_bounded_mask(raster, uri)
+    if levels > MAX_LEVELS:
+        raise RasterError(f"{uri}: has {levels} overviews, more than {MAX_LEVELS}; make them anew (gdaladdo).")
+    # Images without georeference would have GDAL list the folder for world files.
+    with Env(GDAL_GEOREF_SOURCES="NONE"):
+        for level in range(levels):
+            with DatasetReader(uri, driver=["GTiff"], sharing=False, overview_level=level) as overview:
+                require_bounded(overview, uri)
+                _require_bounded_mask(overview, uri)
+
+
+def _require_bounded_mask(raster: DatasetReader, uri: str) -> None:
+    """Raise `RasterError` where the mask that `raster` has beside its bands is not bounded."""
+    if not _has_mask(raster):
+        return
+    with MemoryFile(ext=".vrt") as file:
+        # Of all that rasterio shows, blocks of masks are in this document alone.
+        rasterio.shutil.copy(raster, file.name, driver="VRT")
+        mask = ET.fromstring(bytes(file.getbuffer())).find("MaskBand")
+    for source in () if mask is None else mask.iter("SourceProperties"):
+        _require_bounded_block(int(source.attrib["BlockYSize"]), int(source.attrib["BlockXSize"]), 1, uri)
+
+
+def _has_mask(raster: DatasetReader) -> bool:
+    return not {MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha}.intersection(raster.mask_flag_enums[0])
 
 
 def require_bounded(raster: DatasetReader, uri: str) -> None:
@@ -65,7 +185,12 @@ def require_bounded(raster: DatasetReader, uri: str) -> None:
     # Bands that lie together are decoded together; otherwise three and a mask are.
     together = raster.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL"
     bands = raster.count if together else min(raster.count, 4)
-    size = height * width * bands * max(map(_item_size, raster.dtypes))
+    _require_bounded_block(height, width, bands * max(map(_item_size, raster.dtypes)), uri)
+
+
+def _require_bounded_block(height: int, width: int, pixel: int, uri: str) -> None:
+    """Raise `RasterError` for blocks of `height` x `width` pixels of so many bytes that are too large."""
+    size = height * width * pixel
     if size > MAX_BLOCK_BYTES:
         raise RasterError(
             f"{uri}: is stored in blocks of {height} x {width} pixels, of which one takes {size} bytes, more than "

@@ -62,7 +62,7 @@ class PlacedRaster:
     def _read(self, read: Callable[..., Any], window: Window, bands: tuple[int, ...]) -> npt.NDArray[Any]:
         rows, cols = window.slices(self.origin)
         try:
-            with gdal_env():
+            with gdal_env(self.name):
                 return read(bands, window=RasterioWindow.from_slices(rows, cols))
         except GDAL_ERRORS as error:
             raise RasterError(
@@ -141,7 +141,7 @@ def _warped(raster: DatasetReader, grid: Grid, resampling: Resampling, is_mask: 
     # A mask is read for its values alone; whatever it declares as nodata counts as they do.
     nodata = {"src_nodata": None} if is_mask else {}
     try:
-        with gdal_env():
+        with gdal_env(raster.name):
             return WarpedVRT(
                 raster,
                 crs=grid.crs,

@@ -22,7 +22,7 @@ from hisem import storage
 from hisem.archive.addresses import objection
 from hisem.archive.gdal import DAMAGED, DRIVERS, FORMATS, GDAL_ERRORS, cause_of, gdal_env, remedy_of
 from hisem.archive.grid import Grid, is_identity
-from hisem.archive.intake import require_bounded, require_self_contained
+from hisem.archive.intake import require_bounded, require_no_hfa_beside, require_self_contained
 from hisem.errors import RasterError, StorageError
 from hisem.object_store import require_no_secret, s3_endpoint
 
@@ -43,6 +43,7 @@ def open_raster(uri: str) -> DatasetReader:
     _require_usable_uri(uri)
     if not storage.is_remote(uri):
         _require_readable_file(uri)
+        require_no_hfa_beside(uri)
     try:
         with gdal_env(uri), warnings.catch_warnings(), ExitStack() as stack:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)

@@ -68,7 +68,7 @@ def _sample(raster: DatasetReader, masks: Sequence[DatasetReader], factor: float
     """The valid pixels of one raster, 3 N, of which each stands for `factor` x `factor`."""
     shape = math.ceil(raster.height / factor), math.ceil(raster.width / factor)
     try:
-        with gdal_env():
+        with gdal_env(raster.name):
             pixels = raster.read(RGB, out_shape=(3, *shape))
             valid = raster.read_masks(RGB, out_shape=(3, *shape)).any(axis=0)
             for mask in masks:

@@ -19,8 +19,12 @@ from rasterio.shutil import copy as copy_raster
 
 from hisem import storage
 from hisem.archive import addresses
+from hisem.archive.gdal import gdal_env
+from hisem.archive.grid import Window
 from hisem.archive.index import index_pair
+from hisem.archive.options import ReadOptions
 from hisem.archive.raster import open_raster
+from hisem.archive.reader import PairReader
 from hisem.archive.scaling import percentile_ranges
 from hisem.errors import RasterError
 
@@ -77,7 +81,7 @@ def vrt(source: str, side: int) -> str:
     return f'<VRTDataset rasterXSize="{side}" rasterYSize="{side}">{bands}</VRTDataset>'
 
 
-@pytest.mark.parametrize(("suffix", "side"), [(".ovr", 32), (".msk", 64)])
+@pytest.mark.parametrize(("suffix", "side"), [(".ovr", 32), (".msk", 64), (".OVR", 32), (".MSK", 64)])
 def test_overviews_and_masks_that_are_documents_are_refused(write_raster: Write, suffix: str, side: int) -> None:
     secret = write_raster("secret.tif", np.full((3, side, side), 77, np.uint8))
     path = write_raster("scene.tif", FLAT)
@@ -120,6 +124,141 @@ def test_own_overviews_and_masks_beside_a_raster_are_read(write_raster: Write, n
         assert raster.overviews(1) == [2]
         assert np.array_equal(raster.read_masks(1), hole)
         assert percentile_ranges([raster], [], (0, 100)).shape == (3, 2)
+
+
+@pytest.mark.parametrize("name", ["scene.aux", "scene.AUX", "scene.tif.aux"])
+def test_an_erdas_file_beside_a_raster_is_refused(write_raster: Write, noise: Noise, tmp_path: Path, name: str) -> None:
+    path = write_raster("scene.tif", noise())
+    (tmp_path / name).write_text("what LaTeX calls so")
+    open_raster(path).close()
+    copy_raster(path, tmp_path / "other.img", driver="HFA")
+    (tmp_path / "other.img").rename(tmp_path / name)
+    with pytest.raises(RasterError, match=rf"{name}: is an ERDAS file"):
+        open_raster(path)
+
+
+def test_files_beside_files_beside_files_are_refused(write_raster: Write) -> None:
+    path = write_raster("scene.tif", FLAT)
+    for suffix in (".msk", ".msk.ovr"):
+        Path(write_raster("other.tif", FLAT[:1])).rename(path + suffix)
+    open_raster(path).close()
+    Path(write_raster("other.tif", FLAT[:1])).rename(f"{path}.msk.ovr.ovr")
+    with pytest.raises(RasterError, match=r"scene\.tif\.msk\.ovr\.ovr: .* too many"):
+        open_raster(path)
+
+
+@pytest.fixture
+def at(write_raster: Write, bucket: str, s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Puts a raster of 64 x 64 pixels into the bucket, and gives its address of a scheme."""
+    # http stands for https, which the server here does not speak.
+    monkeypatch.setattr(addresses, "SCHEMES", (*addresses.SCHEMES, "http"))
+    content = Path(write_raster("scene.tif", FLAT)).read_bytes()
+
+    def at(scheme: str, name: str = "scene.tif") -> str:
+        storage.write_bytes(f"{bucket}/{name}", content)
+        return f"{bucket}/{name}" if scheme == "s3" else f"{bucket.replace('s3:/', s3_server.address)}/{name}"
+
+    return at
+
+
+@pytest.mark.parametrize("suffix", [".OVR", ".MSK"])
+def test_documents_behind_uris_are_refused(at: Callable[..., str], bucket: str, suffix: str) -> None:
+    uri = at("http")
+    storage.write_bytes(f"{bucket}/scene.tif{suffix}", vrt("/etc/passwd", 64).encode())
+    with pytest.raises(RasterError, match=rf"scene\.tif\{suffix}: is no plain GeoTIFF"):
+        open_raster(uri)
+
+
+def test_a_server_that_has_a_raster_at_every_address_is_refused(at: Callable[..., str]) -> None:
+    uri = at("http")
+    for depth in range(1, 5):
+        at("http", "scene.tif" + ".ovr" * depth)
+    with pytest.raises(RasterError, match=r"scene\.tif\.ovr\.ovr\.ovr: .* too many"):
+        open_raster(uri)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+@pytest.mark.parametrize("suffix", [".ovr", ".msk"])
+def test_a_store_that_does_not_say_whether_there_is_a_mask(
+    at: Callable[..., str], s3_server: Any, scheme: str, suffix: str
+) -> None:
+    uri = at(scheme)
+    s3_server.fail(suffix, 503)
+    for _ in range(2):
+        with pytest.raises(RasterError, match=rf"scene\.tif\{suffix}: .* The server is failing: try again later"):
+            open_raster(uri)
+    s3_server.work()
+    uri = at(scheme, "other.tif")
+    s3_server.fail(suffix, 403)  # as a bucket that must not be listed says of what is absent
+    with open_raster(uri) as raster:
+        assert np.array_equal(raster.read(), FLAT)
+
+
+def test_pages_in_place_of_what_is_absent_are_passed_over(at: Callable[..., str], bucket: str) -> None:
+    uri = at("http")
+    for suffix in (".ovr", ".OVR", ".msk", ".MSK"):
+        storage.write_bytes(f"{bucket}/scene.tif{suffix}", b"\n<!DOCTYPE html><html><body>Not here</body></html>")
+    with open_raster(uri) as raster:
+        assert raster.overviews(1) == []
+        assert raster.read_masks(1).all()
+    uri = at("http", "other.tif")
+    storage.write_bytes(f"{bucket}/other.tif.msk", b"<!doctype html>" + vrt("/etc/passwd", 64).encode())
+    with pytest.raises(RasterError, match=r"other\.tif\.msk: is no plain GeoTIFF"):
+        open_raster(uri)
+
+
+def test_a_raster_behind_an_address_with_a_query_is_read(at: Callable[..., str], s3_server: Any) -> None:
+    uri = f"{at('http')}?download=1"
+    s3_server.requests()
+    with open_raster(uri) as raster, gdal_env():
+        assert np.array_equal(raster.read(), FLAT)
+        assert raster.overviews(1) == []
+    assert {request["path"].rpartition("/")[2] for request in s3_server.requests()} == {"scene.tif"}
+
+
+def test_erdas_files_behind_uris_are_not_asked_for(at: Callable[..., str], s3_server: Any) -> None:
+    uri = at("http")
+    s3_server.requests()
+    options = ReadOptions(bands=("3", "2", "1"), scaling="percentiles")
+    with PairReader([uri], [uri], 32, options) as reader:
+        reader.read(Window(0, 0, 32, 32))
+    paths = [request["path"] for request in s3_server.requests()]
+    assert paths
+    assert not [path for path in paths if path.lower().endswith(".aux")]
+
+
+def image(side: int, tile: int, kind: int, branch: int = 0, behind: int = 0) -> bytes:
+    """The directory of one image in a TIFF: `side` x `side` pixels in tiles.
+
+    `kind` is 0, 1 for an overview, or 4 for a mask; `branch` and `behind` are offsets of others.
+    """
+    bits = 1 if kind == 4 else 8
+    tags = [(254, kind), (256, side), (257, side), (258, bits), (259, 1), (262, 4 if kind == 4 else 1), (277, 1)]
+    tags += [(322, tile), (323, tile), (324, 4000), (325, 4096), *([(330, branch)] if branch else [])]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return struct.pack("<H", len(tags)) + entries + struct.pack("<I", behind)
+
+
+@pytest.mark.parametrize("holder", ["", ".ovr", ".msk"])
+@pytest.mark.parametrize("place", ["chain", "branch"])
+@pytest.mark.parametrize("kind", [1, 4])
+def test_overviews_and_masks_are_bounded(
+    write_raster: Write, tmp_path: Path, holder: str, place: str, kind: int
+) -> None:
+    second = 8 + len(image(64, 64, 0, branch=1))
+
+    def two(tile: int) -> bytes:
+        first = image(64, 64, 0, **{"branch" if place == "branch" else "behind": second})
+        return (b"II*\0" + struct.pack("<I", 8) + first).ljust(second, b"\0") + image(
+            64 if kind == 4 else 32, tile, kind
+        )
+
+    path = tmp_path / "scene.tif" if holder == "" else Path(write_raster("scene.tif", FLAT[:1]))
+    Path(f"{path}{holder}").write_bytes(two(64).ljust(8096, b"\0"))
+    open_raster(str(path)).close()
+    Path(f"{path}{holder}").write_bytes(two(32_768).ljust(8096, b"\0"))
+    with pytest.raises(RasterError, match=rf"scene\.tif{holder}: is stored in blocks of 32768 x 32768 pixels"):
+        open_raster(str(path))
 
 
 def tile_bomb(path: Path, side: int) -> None:
