@@ -23,6 +23,7 @@ RAY = "distributed"
 """Folder of the tests on the one Ray, and their group."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups become parts of names
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run in several processes, one takes those on the one Ray, first, and others whole files."""
     for item in items:
