@@ -21,7 +21,7 @@ demo: $(STAMP)  ## the whole way on a synthetic archive: results under demo/
 	$(BIN)/python pipelines/demo.py --output demo
 
 test: $(STAMP)  ## tests that a user runs
-	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m 'not slow'
 
 test-slow: $(STAMP)  ## kills, an autoscaler, compilation, the whole demo
 	$(BIN)/python -m pytest -m slow

@@ -19,17 +19,6 @@ import pytest
 
 import hisem.distributed  # noqa: F401 - it sets what Ray reads when it is imported, and so comes before Ray
 
-RAY = "distributed"
-"""Folder of the tests on the one Ray, and their group."""
-
-
-@pytest.hookimpl(tryfirst=True)  # before the groups become parts of names
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, one takes those on the one Ray, first, and others whole files."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(RAY if RAY in item.path.parts else str(item.path)))
-    items.sort(key=lambda item: RAY not in item.path.parts)
-
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
