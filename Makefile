@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-slow check format lock clean
+.PHONY: help demo test test-slow test-long check format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -24,7 +24,10 @@ test: $(STAMP)  ## tests that a user runs
 	$(BIN)/python -m pytest -m 'not slow'
 
 test-slow: $(STAMP)  ## kills, an autoscaler, compilation, the whole demo
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not long'
+
+test-long: $(STAMP)  ## nodes that are lost and drained, a store that refuses: eight minutes more
+	$(BIN)/python -m pytest -m long
 
 check: $(STAMP)  ## format, lint, types, Dockerfile
 	$(BIN)/ruff format --check .
