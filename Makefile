@@ -23,10 +23,10 @@ demo: $(STAMP)  ## the whole way on a synthetic archive: results under demo/
 test: $(STAMP)  ## tests that a user runs
 	$(BIN)/python -m pytest -m 'not slow'
 
-test-slow: $(STAMP)  ## kills, an autoscaler, compilation, the whole demo
+test-slow: $(STAMP)  ## kills, clusters, a browser, compilation, sweeps
 	$(BIN)/python -m pytest -m 'slow and not long'
 
-test-long: $(STAMP)  ## nodes that are lost and drained, a store that refuses: eight minutes more
+test-long: $(STAMP)  ## the whole demo, nodes that are lost and drained: twelve minutes more
 	$(BIN)/python -m pytest -m long
 
 check: $(STAMP)  ## format, lint, types, Dockerfile

@@ -32,7 +32,7 @@ from hisem.training.space import Space
 from tests.distributed.conftest import tiny
 from tests.distributed.prometheus import Labels, Metrics, until
 
-pytestmark = pytest.mark.timeout(900)  # three training runs, one after the other
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # three training runs, one after the other
 
 GRID = """
 def space(trial, base):
