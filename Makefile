@@ -26,7 +26,7 @@ test: $(STAMP)  ## tests that a user runs
 test-slow: $(STAMP)  ## kills, clusters, a browser, compilation, sweeps
 	$(BIN)/python -m pytest -m 'slow and not long'
 
-test-long: $(STAMP)  ## the whole demo, nodes that are lost and drained: twelve minutes more
+test-long: $(STAMP)  ## the whole demo, killed drivers, nodes that are lost and drained: a quarter of an hour more
 	$(BIN)/python -m pytest -m long
 
 check: $(STAMP)  ## format, lint, types, Dockerfile

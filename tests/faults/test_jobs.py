@@ -168,11 +168,11 @@ def test_a_training_job(local: Local, trained: Driver) -> None:
 
 
 def test_a_sweep(local: Local, tiles: str, trained: Driver) -> None:
-    flags = ["--data", tiles, "--config", f"{local.folder}/settings.yaml", "--samples", "2", "--epochs", "1"]
+    flags = ["--data", tiles, "--config", f"{local.folder}/settings.yaml", "--samples", "1", "--epochs", "1"]
     local.submit("sweep", "python", "tune/sweep.py", *flags).end()
     assert local.job("sweep") == ("SUCCEEDED", 0)
     rows = pq.read_table(local.folder / "storage" / "sweep" / "trials.parquet").to_pylist()
-    assert [row["status"] for row in rows] == ["finished"] * 2
+    assert [row["status"] for row in rows] == ["finished"]
     assert (local.folder / "storage" / "sweep" / "best.yaml").exists()
     assert {run.info.status for run in local.runs().values()} == {"FINISHED"}
 
