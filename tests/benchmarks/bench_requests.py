@@ -48,28 +48,28 @@ Counts = Counter[tuple[str, str]]
 
 def main(options: Options) -> None:
     """Print the table."""
-    folder = Path(options.output, f"{options.scenes}-of-{SIDE}")
+    folder, model = Path(options.output, f"{options.scenes}-of-{SIDE}"), Path(options.output, "model")
     generate(SyntheticConfig(scenes=options.scenes, tile_size=TILE, scene_tiles=SIDE, nodata_share=0), folder)
     torch.manual_seed(0)
-    random_model("demo", SMALL, folder / "model")
+    random_model("demo", SMALL, model)
     with serve_s3() as server:
         bucket = make_bucket(server, "archive")
-        storage.upload(folder / "scenes", f"{bucket}/scenes")
-        catalogue = moved(read_catalogue(str(folder / "catalogue.parquet")), folder, bucket)
+        storage.upload(folder, f"{bucket}/scenes")
+        catalogue = moved(read_catalogue(str(folder / "catalogue.parquet")), folder, f"{bucket}/scenes")
         nights = []
         for count in (1, options.scenes):
-            made = CaptionOptions(f"{bucket}/table-{count}", folder / "model", "tiny", "1", TILE)
+            made = CaptionOptions(f"{bucket}/table-{count}", model, "tiny", "1", TILE)
             server.requests()
             night = caption_archive(catalogue.slice(0, count), made).night
             nights.append((sum(night.statuses.values()), *counted(server)))
     Console(width=120).print(shown(*nights))
 
 
-def moved(catalogue: pa.Table, folder: Path, bucket: str) -> pa.Table:
+def moved(catalogue: pa.Table, folder: Path, uri: str) -> pa.Table:
     """The catalogue with the scenes' addresses in the bucket."""
     rows = catalogue.to_pylist()
     for row in rows:
-        row |= {date: [path.replace(str(folder), bucket) for path in row[date]] for date in ("before", "after")}
+        row |= {date: [path.replace(str(folder), uri) for path in row[date]] for date in ("before", "after")}
     return pa.Table.from_pylist(rows, schema=catalogue.schema)
 
 
