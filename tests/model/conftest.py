@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hisem.config import from_dict, merge
+from hisem.model import timm_net  # noqa: F401 - before tests import timm: it mends what a CPU build of torch lacks
 from hisem.model.hisem import HiSem, HiSemConfig
 from hisem.text.vocabulary import SPECIALS, Vocabulary
 
