@@ -1,6 +1,7 @@
 """What runs tell while they work, as metrics that Prometheus fetches from each node beside Ray's own.
 
 Ray puts `ray_` before each name, and takes what a process has recorded to the agent of its node every ten seconds.
+Counters stay; a gauge that was not set again for two such intervals is dropped, so who has one sets it over and over.
 Labels have few values each: a label of a tile, a pair or a message would make a series of it.
 """
 

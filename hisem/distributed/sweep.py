@@ -285,9 +285,12 @@ class _Listener:
             cut = trial.trial_id in self._cut
             self.ended.append(Ended(trial.trial_id, values, failed, _brief(trial.get_error()), cut))
 
+    def step(self, trials: Sequence[Any]) -> None:
+        """Ray Tune has looked at its trials, as it does every second at least."""
+        self._metrics.trials([trial.status for trial in trials])
+
     def _count(self, trials: Sequence[Any]) -> str:
         states = [trial.status for trial in trials]
-        self._metrics.trials(states)
         over = sum(state in ("TERMINATED", "ERROR") for state in states)
         return f"[{over} of {self._total} trials over, {states.count('RUNNING')} running]"
 
@@ -302,6 +305,10 @@ class _Callback(ray.tune.Callback):
     """Tells the sweep of this process. Ray Tune stores its callbacks and brings them back without what they hold."""
 
     hear: ClassVar[_Listener]
+
+    def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
+        """See `_Listener`."""
+        self.hear.step(trials)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         """See `_Listener`."""
