@@ -3,8 +3,11 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Two at once: a test of Ray waits for half of its time. One alone: make test PROCESSES=0
+PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup
 
-.PHONY: help demo test test-slow test-long check format lock clean
+.PHONY: help demo test test-slow check format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -21,13 +24,10 @@ demo: $(STAMP)  ## the whole way on a synthetic archive: results under demo/
 	$(BIN)/python pipelines/demo.py --output demo
 
 test: $(STAMP)  ## tests that a user runs
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
-test-slow: $(STAMP)  ## kills, clusters, a browser, compilation, sweeps
-	$(BIN)/python -m pytest -m 'slow and not long'
-
-test-long: $(STAMP)  ## the whole demo, killed drivers, nodes that are lost and drained: a quarter of an hour more
-	$(BIN)/python -m pytest -m long
+test-slow: $(STAMP)  ## kills, clusters, a browser, compilation, sweeps, the whole demo
+	$(PYTEST) -m slow
 
 check: $(STAMP)  ## format, lint, types, Dockerfile
 	$(BIN)/ruff format --check .

@@ -20,6 +20,14 @@ import pytest
 import hisem.distributed  # noqa: F401 - it sets what Ray reads when it is imported, and so comes before Ray
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where two processes share the tests, those of a file stay together, and all that use the one local Ray do."""
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group("distributed" if "/distributed/" in file else file))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real scene pairs, which the repository does not hold: beside it, or where HISEM_SHARED_DATA says."""

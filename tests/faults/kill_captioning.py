@@ -188,13 +188,13 @@ class Kills:
 
 def captioners() -> list[int]:
     """Numbers of the processes that caption."""
-    return processes(rb"ray::.*ReadingActor")
+    return processes(r"ray::.*ReadingActor")
 
 
 def lose_node(cluster: Any) -> bool:
     """Kill a node of a `ray.cluster_utils.Cluster` on which a captioner is at work; False where there is none."""
     for node in list(cluster.worker_nodes):
-        if processes(rb"ray::.*ReadingActor.*submit", node.all_processes["raylet"][0].process.pid):
+        if processes(r"ray::.*ReadingActor.*submit", node.all_processes["raylet"][0].process.pid):
             cluster.remove_node(node, allow_graceful=False)
             return True
     return False

@@ -30,7 +30,7 @@ AddNode = Callable[[], Any]
 
 def train_workers(parent: int | None = None) -> list[int]:
     """Numbers of the processes that train, of all or of one parent."""
-    return processes(rb"RayTrainWorker", parent)
+    return processes(r"RayTrainWorker", parent)
 
 
 def node_with_worker(nodes: list[Any]) -> Any:
@@ -65,7 +65,6 @@ def test_a_killed_worker_changes_nothing(on_cluster: Start, add_node: AddNode) -
     assert broken.losses() == pytest.approx(whole.losses(), abs=1e-4)
 
 
-@pytest.mark.long
 def test_a_lost_node_is_waited_for_and_replaced(nodes: Cluster, on_cluster: Start, add_node: AddNode) -> None:
     lost = [add_node(), add_node()]
     driver = on_cluster("fixed", *RUN, "--cpus-per-worker", "1.5")
@@ -77,7 +76,6 @@ def test_a_lost_node_is_waited_for_and_replaced(nodes: Cluster, on_cluster: Star
     require_all_epochs(driver)
 
 
-@pytest.mark.long
 def test_an_elastic_run_goes_on_with_the_nodes_that_are_left(
     nodes: Cluster, on_cluster: Start, add_node: AddNode
 ) -> None:
@@ -91,7 +89,6 @@ def test_an_elastic_run_goes_on_with_the_nodes_that_are_left(
     require_all_epochs(driver)
 
 
-@pytest.mark.long
 def test_a_drained_node_is_left_with_a_checkpoint(nodes: Cluster, on_cluster: Start, add_node: AddNode) -> None:
     there = [add_node(), add_node()]
     driver = on_cluster("drained", *RUN, "--cpus-per-worker", "1.5", "--training.batch_size", "4")
@@ -116,7 +113,6 @@ def test_a_drained_node_is_left_with_a_checkpoint(nodes: Cluster, on_cluster: St
     require_all_epochs(driver)
 
 
-@pytest.mark.long
 def test_a_storage_that_refuses_for_a_while_is_tried_again(
     on_cluster: Start, add_node: AddNode, s3_server: S3Server, bucket: str
 ) -> None:

@@ -39,7 +39,6 @@ def seen_where_it_is(root: str) -> list[bool]:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_the_demo_learns(tmp_path):
     from hisem.distributed.demo import run_demo

@@ -9,7 +9,6 @@ EPOCHS = ("--training.epochs", "4")
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_killed_driver_resumes_with_the_losses_of_an_uninterrupted_run(start: Start) -> None:
     one = (*EPOCHS, "--workers", "1", "--checkpoint-minutes", "0.01")  # checkpoints inside epochs, too

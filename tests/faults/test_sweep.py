@@ -13,7 +13,6 @@ SAMPLES = 3
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_killed_sweep_goes_on(start: Start, tmp_path: Path) -> None:
     flags = ("--samples", str(SAMPLES), "--training.epochs", "3")
