@@ -242,6 +242,12 @@ def read_nights(output: str, digest: str, since: datetime) -> list[Night]:
     return sorted(wanted, key=lambda one: (moment(one.started), one.run))
 
 
+def find_night(output: str, run: str) -> Night | None:
+    """The night of a run, None where it has none yet or a file that is no night."""
+    path = storage.join(output, NIGHTS, f"{run}.json")
+    return _night(output, path) if storage.exists(path) else None
+
+
 def _night(output: str, path: str) -> Night | None:
     """The night in a file, whose path is on the output's file system."""
     uri = storage.join(output, NIGHTS, path.rpartition(f"/{NIGHTS}/")[2])

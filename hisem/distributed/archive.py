@@ -158,7 +158,7 @@ def write_shards(
 
     if len(index):
         done = 0
-        written = tile_blocks(index, options).map_batches(shard, batch_format="pyarrow", batch_size=None)
+        written = tile_blocks(index, options).map_batches(shard, **session.BLOCKS)
         for batch in written.iter_batches(batch_size=None, batch_format="pyarrow"):
             done += len(batch)
             log.info("tiles: %d of %d", done, len(index))

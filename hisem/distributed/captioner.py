@@ -113,9 +113,7 @@ def _dataset(index: pa.Table, options: CaptionOptions, captioner: tuple[Any, ...
             context.target_max_block_size = 1
         dataset = tile_blocks(index, reading, _tiles_a_block(len(index), asked))
         if asked.gpu:
-            dataset = dataset.map_batches(
-                lambda block: read_pixels(block, size, reading), batch_format="pyarrow", batch_size=None
-            )
+            dataset = dataset.map_batches(lambda block: read_pixels(block, size, reading), **session.BLOCKS)
         return dataset.map_batches(
             FedActor if asked.gpu else ReadingActor,
             fn_constructor_args=captioner,

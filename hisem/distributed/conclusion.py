@@ -17,7 +17,7 @@ from hisem import storage, tracking
 from hisem.captions import drift, staging
 from hisem.captions import table as captions
 from hisem.captions.lock import Lock
-from hisem.captions.night import NIGHTS, Night, moment, read_nights, summarise, write_night
+from hisem.captions.night import NIGHTS, Night, find_night, moment, read_nights, summarise, write_night
 from hisem.captions.staging import Job
 from hisem.distributed.work import Work
 from hisem.errors import TrackingError
@@ -52,6 +52,8 @@ def conclude(
 ) -> Outcome:
     """Publish a job's rows, then write its summary and `page`; without `work` it was interrupted for good.
 
+    One that was killed after its summary had said that it is finished keeps that.
+
     `seconds` are those of the call that ends it. Of a job that was interrupted for good, the time from its start to its
     last row is known.
     """
@@ -66,21 +68,26 @@ def conclude(
     captions.publish(rows, output)
     captions.supersede(output, set(opened.to_pylist()) | (work.opened if work else set()), job.model_digest)
     started = moment(job.started)
-    night = summarise(
-        rows,
-        run=job.run,
-        status="finished" if work else "interrupted",
-        catalogue=job.catalogue,
-        output=output,
-        model_name=job.model_name,
-        model_version=job.model_version,
-        model_digest=job.model_digest,
-        started=started,
-        ended=datetime.now(UTC) if work else max(pc.max(rows.column("captioned_at")).as_py() or started, started),
-        pairs=work.pairs if work else pc.count_distinct(rows.column("pair_id")).as_py(),
-        tiles=work.tiles if work else len(rows),
-        already=work.already if work else 0,
-        worked=(work.rows, seconds) if work and seconds is not None else None,
+    before = None if work else find_night(output, job.run)
+    night = (
+        before
+        if before and before.status == "finished"
+        else summarise(
+            rows,
+            run=job.run,
+            status="finished" if work else "interrupted",
+            catalogue=job.catalogue,
+            output=output,
+            model_name=job.model_name,
+            model_version=job.model_version,
+            model_digest=job.model_digest,
+            started=started,
+            ended=datetime.now(UTC) if work else max(pc.max(rows.column("captioned_at")).as_py() or started, started),
+            pairs=work.pairs if work else pc.count_distinct(rows.column("pair_id")).as_py(),
+            tiles=work.tiles if work else len(rows),
+            already=work.already if work else 0,
+            worked=(work.rows, seconds) if work and seconds is not None else None,
+        )
     )
     remarks = drift.unusual(night, read_nights(output, job.model_digest, started - timedelta(days=drift.TRAILING_DAYS)))
     write_night(output, night)
@@ -99,7 +106,8 @@ def conclude_interrupted(output: str, job: Job, lock: Lock, page: bool, store: s
         with telling_only():
             report(tracking.Run(store, job.tracking_run), outcome)
         with telling_only():
-            tracking.end_if_open(store, job.tracking_run, "KILLED")
+            ended = "FINISHED" if outcome.night.status == "finished" else "KILLED"
+            tracking.end_if_open(store, job.tracking_run, ended)
     staging.end(output, job)
     return outcome
 

@@ -18,6 +18,7 @@ from ray.train import DataConfig
 from hisem import storage
 from hisem.archive import png
 from hisem.archive.grid import nominal_size
+from hisem.distributed import session
 from hisem.distributed.archive import read_shard_columns
 from hisem.errors import DatasetError
 from hisem.schemas import OK
@@ -123,7 +124,7 @@ def pixels(split: Split, num_cpus: float = 1) -> ray.data.Dataset:
     files = sorted(set(split.rows.column("file").to_pylist()))
     dataset = ray.data.from_arrow([pa.table({"file": [file]}) for file in files])
     dataset.context.execution_options.preserve_order = True  # so that a run which goes on sees what it would have
-    dataset = dataset.map_batches(load, batch_format="pyarrow", batch_size=None, num_cpus=num_cpus)
+    dataset = dataset.map_batches(load, num_cpus=num_cpus, **session.BLOCKS)
     store = ray.cluster_resources().get("object_store_memory", 0)
     return dataset.materialize() if split.pixel_bytes < CACHE_SHARE * store else dataset
 

@@ -19,6 +19,7 @@ from hisem.archive.index import INDEX_WITH_LATTICES, index_with_lattices
 from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.reader import RANGES, range_columns
 from hisem.archive.tiles import failed_pair_row
+from hisem.distributed import session
 from hisem.distributed.waiting import free, told
 from hisem.errors import HisemError
 from hisem.schemas import CATALOGUE, FAILED, INDEX, OK, QUALITY_FIELDS, conform, require_unique
@@ -50,7 +51,7 @@ def index_archive(catalogue: pa.Table, tile_size: int, options: ReadOptions = DE
         found = (
             ray.data.from_arrow(catalogue)  # which is a task itself
             .repartition(tasks)
-            .map_batches(lambda pairs: index_pairs(pairs, tile_size, options), batch_format="pyarrow", batch_size=None)
+            .map_batches(lambda pairs: index_pairs(pairs, tile_size, options), **session.BLOCKS)
         )
         for part in found.iter_batches(batch_size=None, batch_format="pyarrow"):
             hear()
@@ -108,7 +109,7 @@ def with_ranges(index: pa.Table, options: ReadOptions) -> pa.Table:
         found = (
             ray.data.from_arrow(pairs)
             .repartition(min(len(pairs), MEASURING_TASKS))
-            .map_batches(lambda some: measure_pairs(some, options), batch_format="pyarrow", batch_size=None)
+            .map_batches(lambda some: measure_pairs(some, options), **session.BLOCKS)
         )
         measured = pa.concat_tables(ray.get(found.to_arrow_refs()))
     return join_ranges(index, measured.cast(MEASURED))

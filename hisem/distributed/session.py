@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 import ray.data
@@ -22,6 +23,10 @@ from hisem.errors import HisemError, ResourceError
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10
+BLOCKS: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None, "max_retries": 8}
+"""For `map_batches`: tasks that take whole blocks as Arrow tables. One whose process or node has died runs again so
+often, where Ray's own default is for ever."""
+DIED = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
 
 
 @contextmanager
@@ -79,9 +84,16 @@ def _job_config() -> JobConfig:
 
 @contextmanager
 def _expected() -> Iterator[None]:
-    """An expected error that Ray carried out of a task or actor comes out as itself."""
+    """An expected error that Ray carried out of a task or actor comes out as itself, and a task's death as one."""
     try:
         yield
+    except DIED as error:
+        raise ResourceError(
+            f"a process that reads or writes tiles has died {BLOCKS['max_retries'] + 1} times on the same work "
+            f"({' '.join(str(error).split())}). "
+            "Memory may not suffice for a scene, or a file may crash its reader. What is done is kept, and the same "
+            "command goes on from there; with a part of the catalogue at a time, the pair is found."
+        ) from error
     except ray.exceptions.RayError as error:
         if (inner := expected(error)) is None:
             raise

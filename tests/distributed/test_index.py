@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pytest
 
 from hisem import storage
 from hisem.archive.blocks import LATTICES, number_blocks
@@ -15,7 +18,9 @@ from hisem.archive.index import index_pair, index_with_lattices
 from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.reader import RANGES
 from hisem.distributed import index as module
+from hisem.distributed import session
 from hisem.distributed.index import PAIRS_PER_TASK, cut, index_archive, index_pairs, tile_blocks
+from hisem.errors import ResourceError
 from hisem.schemas import INDEX, QUALITY_FIELDS
 
 TILE = 32
@@ -42,6 +47,21 @@ def test_a_header_that_hangs_keeps_no_other_pair(archive, monkeypatch):
     rows = index_pairs(pairs, TILE, DEFAULTS)
     assert len(rows) == 6 * 16 + 1
     assert rows.filter(pc.equal(rows["status"], "failed"))["tile_id"].to_pylist() == ["gone/pair"]
+
+
+def test_a_task_that_dies_again_and_again_ends_the_run_with_the_reason(archive, ray_cluster, tmp_path, monkeypatch):
+    def deadly(pairs: pa.Table, *rest: Any) -> pa.Table:
+        with open(f"{tmp_path}/tries", "a") as tries:
+            tries.write(".")
+        os.kill(os.getpid(), signal.SIGKILL)
+        return pairs
+
+    monkeypatch.setattr(module, "index_pairs", deadly)
+    monkeypatch.setitem(session.BLOCKS, "max_retries", 1)
+    told = r"has died 2 times on the same work \(.*Memory may not"
+    with pytest.raises(ResourceError, match=told), session.cluster():
+        index_archive(read_catalogue(storage.join(archive, "catalogue.parquet")), TILE)
+    assert (tmp_path / "tries").read_text() == ".."
 
 
 def test_the_index_is_that_of_a_plain_loop(archive, ray_cluster):

@@ -201,6 +201,28 @@ def test_what_no_run_goes_on_with_is_published_and_tracked(catalogue, bundle, ra
     assert publish_interrupted(str(out), True, uri) is None
 
 
+def test_a_night_killed_when_all_was_told_stays_finished(catalogue, bundle, ray_cluster, tmp_path, monkeypatch):
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    uri, out = tracking.sqlite_uri(str(tmp_path / "ml")), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "end", killed)
+        with pytest.raises(Killed):
+            caption_archive(catalogue.slice(0, 2), options(bundle, out, uri))
+    job = staging.open_job(str(out))
+    assert job is not None
+    told = storage.read_bytes(out / "_nights" / f"{job.run}.json")
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    client.update_run(job.tracking_run, status="RUNNING")
+    outcome = publish_interrupted(str(out), True, uri)
+    assert outcome is not None
+    assert outcome.night.status == "finished"
+    assert storage.read_bytes(out / "_nights" / f"{job.run}.json") == told
+    assert client.get_run(job.tracking_run).info.status == "FINISHED"
+    assert set(keys(out).values()) == {1}
+
+
 def test_a_pair_that_opens_after_an_interruption_has_no_failed_row(archive, bundle, ray_cluster, tmp_path, monkeypatch):
     scenes = read_catalogue(storage.join(archive, "catalogue.parquet"))
     rows = scenes.slice(0, 2).to_pylist()
