@@ -173,7 +173,8 @@ class Captioner:
         if len(readable):
             some = tiles.take(readable)
             before, after = (images(some.column(field.name), self._options.tile_size) for field in PIXELS)
-            for place, found in enumerate(self._captions(before, after)):
+            ids = some.column("tile_id").to_pylist()
+            for place, found in enumerate(self._captions(ids, before, after)):
                 rows[readable[place]] |= self._columns(rows[readable[place]], found, before[place], after[place])
         made = stamps(self._options, self._digest)
         return pa.Table.from_pylist([row | made for row in rows], schema=STAGED)
@@ -202,19 +203,24 @@ class Captioner:
                 parts.append(pa.Table.from_pylist([row], schema=STAGED))
         return pa.concat_tables(parts)
 
-    def _captions(self, before: Images, after: Images) -> list[Caption | str]:
-        """The caption of each pair B H W 3, or why the model has none: a batch that fails is tried in halves."""
+    def _captions(self, ids: list[str], before: Images, after: Images) -> list[Caption | str]:
+        """The caption of each tile, by id and images B H W 3, or why the model has none.
+
+        A batch that fails is tried in halves.
+        """
         try:
             return [self._finite(caption) for caption in self._say(before, after)]
         except RuntimeError as error:  # out of memory, and whatever else comes out of torch's operators
             reason = (str(error).splitlines() or [""])[0]
-            log.warning("the model failed on %d tile(s): %s", len(before), reason)
-            if len(before) == 1:
+            told = "the model failed on %d tile(s) from %s on: %s"
+            log.warning(told, len(ids), ids[0], reason, extra={"tile_id": ids[0]})
+            if len(ids) == 1:
                 return [f"the model failed on this tile, alone too ({type(error).__name__}: {reason})."]
         if self._asked.gpu:
             torch.cuda.empty_cache()
-        half = len(before) // 2
-        return self._captions(before[:half], after[:half]) + self._captions(before[half:], after[half:])
+        half = len(ids) // 2
+        halves = (slice(half), slice(half, None))
+        return [found for some in halves for found in self._captions(ids[some], before[some], after[some])]
 
     def _say(self, before: Images, after: Images) -> list[Caption]:
         older, newer = (image_tensor(images).to(self._device) for images in (before, after))

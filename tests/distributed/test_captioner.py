@@ -120,7 +120,7 @@ def test_captions_are_of_pixels_as_the_options_read_them(catalogue, bundle, ray_
         options(bundle, tmp_path, ReadOptions(overlap=TILE))
 
 
-def test_a_tile_on_which_the_model_fails_is_a_row_and_no_other_is(catalogue, bundle, monkeypatch, tmp_path):
+def test_a_tile_on_which_the_model_fails_is_a_row_and_no_other_is(catalogue, bundle, monkeypatch, tmp_path, caplog):
     """A batch that fails is tried in halves, down to the tile."""
     tiles = pa.concat_tables(read_pixels(index_pair(catalogue.to_pylist()[0], TILE), TILE))
     captioner = Captioner(ship(bundle), options(bundle, tmp_path), "digest")
@@ -144,6 +144,8 @@ def test_a_tile_on_which_the_model_fails_is_a_row_and_no_other_is(catalogue, bun
             assert row["caption"] is None
         else:
             assert (row["status"], row["caption"]) == (good["status"], good["caption"])
+    (last,) = [record for record in caplog.records if "on 1 tile(s)" in record.message]
+    assert last.tile_id == found[5]["tile_id"]
 
 
 def test_an_output_that_is_not_finite_is_a_failed_row(catalogue, bundle, monkeypatch, tmp_path):
