@@ -22,10 +22,15 @@ import hisem.distributed  # noqa: F401 - it sets what Ray reads when it is impor
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where two processes share the tests, those of a file stay together, and all that use the one local Ray do."""
+    """Where two processes share the tests, those of a file stay together, and all that start a Ray do.
+
+    Two at once would take so long to start on two cores that Ray gives up.
+    """
     for item in items:
         file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group("distributed" if "/distributed/" in file else file))
+        room = item.path.parent.name
+        starts = room in ("distributed", "faults") or (room == "cluster" and item.get_closest_marker("slow"))
+        item.add_marker(pytest.mark.xdist_group("ray" if starts else file))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,7 +55,7 @@ def cluster() -> Iterator[None]:
             configure_logging=not logs.wants_json(),
             job_config=_job_config(),
         )
-    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray raises a plain one where a busy machine is too slow for it
         what = f"RAY_ADDRESS={address}: the cluster there cannot be joined" if address else "Ray cannot be started here"
         raise ResourceError(f"{what}: {error}.") from error
     if interrupt is signal.default_int_handler:  # Ray puts its own in its place, which is no interruption
@@ -174,6 +175,9 @@ def configure() -> None:
     context.enable_progress_bars = sys.stderr.isatty()
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # an expected error keeps its kind on its way to the driver
+    warnings.filterwarnings(
+        "ignore", "`ray_remote_args` is deprecated"
+    )  # `max_retries`, which this Ray has nowhere else
     if logging.getLogger().isEnabledFor(logging.DEBUG):
         return
     for name in ("ray.train", "ray.tune"):
