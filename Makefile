@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# One process has all tests that start a Ray, the other the rest. One alone: make test PROCESSES=0
+# Two at once, since a test of Ray waits for half of its time. One alone: make test PROCESSES=0
 PROCESSES ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup
 

@@ -22,15 +22,15 @@ import hisem.distributed  # noqa: F401 - it sets what Ray reads when it is impor
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where two processes share the tests, those of a file stay together, and all that start a Ray do.
+    """Where two processes share the tests, those of a file stay together, and all that use the one local Ray do.
 
-    Two at once would take so long to start on two cores that Ray gives up.
+    So do those that break clusters and jobs, and those that sweep: no more than two Rays share the cores at a time.
     """
+    kinds = {"test_cluster.py": "break", "test_jobs.py": "break", "test_nightly.py": "break"}
     for item in items:
-        file = item.nodeid.partition("::")[0]
-        room = item.path.parent.name
-        starts = room in ("distributed", "faults") or (room == "cluster" and item.get_closest_marker("slow"))
-        item.add_marker(pytest.mark.xdist_group("ray" if starts else file))
+        file, room = item.nodeid.partition("::")[0], item.path.parent.name
+        group = "ray" if room == "distributed" else kinds.get(item.path.name, "ray") if room == "faults" else file
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,8 @@ def cluster() -> Iterator[None]:
     """A connection to the cluster that `RAY_ADDRESS` names (as in a submitted job), else a local Ray.
 
     A local Ray is always a new one, whatever an earlier program left behind, and ends with the block;
-    inside an open connection nothing happens. Raises `ResourceError` where the address does not answer.
+    inside an open connection nothing happens. Raises `ResourceError` where the address does not answer, and where
+    Ray does not start.
     """
     if ray.is_initialized():
         with _expected():
@@ -46,18 +47,10 @@ def cluster() -> Iterator[None]:
         _require_answer(address)
     interrupt = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,  # for who starts clusters; it takes seconds and memory
-            dashboard_host="127.0.0.1",
-            logging_level=logging.WARNING,
-            log_to_driver=bool(os.environ.get("HISEM_WORKER_LOGS")),
-            configure_logging=not logs.wants_json(),
-            job_config=_job_config(),
-        )
-    except Exception as error:  # Ray raises a plain one where a busy machine is too slow for it
+        _init(address)
+    except Exception as error:
         what = f"RAY_ADDRESS={address}: the cluster there cannot be joined" if address else "Ray cannot be started here"
-        raise ResourceError(f"{what}: {error}.") from error
+        raise ResourceError(f"{what}: {error}") from error
     if interrupt is signal.default_int_handler:  # Ray puts its own in its place, which is no interruption
         signal.signal(signal.SIGTERM, interrupt)
     configure()
@@ -68,6 +61,25 @@ def cluster() -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+def _init(address: str | None, again: bool = True) -> None:
+    """`ray.init`; where a local Ray has not come up in the half minute that Ray gives it, once more."""
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,  # for who starts clusters; it takes seconds and memory
+            dashboard_host="127.0.0.1",
+            logging_level=logging.WARNING,
+            log_to_driver=bool(os.environ.get("HISEM_WORKER_LOGS")),
+            configure_logging=not logs.wants_json(),
+            job_config=_job_config(),
+        )
+    except Exception as error:  # a plain one in that case; what has started by then ends with this process
+        if address or not again or "timed out during startup" not in str(error):
+            raise
+        log.warning("Ray did not start in time, as on a very busy machine: trying once more")
+        _init(address, again=False)
 
 
 def _job_config() -> JobConfig:
