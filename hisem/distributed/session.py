@@ -9,9 +9,10 @@ import socket
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil
 import ray
 import ray.data
 import ray.exceptions
@@ -65,6 +66,8 @@ def cluster() -> Iterator[None]:
 
 def _init(address: str | None, again: bool = True) -> None:
     """`ray.init`; where a local Ray has not come up in the half minute that Ray gives it, once more."""
+    me = psutil.Process()
+    before = me.children(recursive=True)
     try:
         ray.init(
             address=address or "local",
@@ -75,9 +78,12 @@ def _init(address: str | None, again: bool = True) -> None:
             configure_logging=not logs.wants_json(),
             job_config=_job_config(),
         )
-    except Exception as error:  # a plain one in that case; what has started by then ends with this process
+    except Exception as error:  # a plain one in that case
         if address or not again or "timed out during startup" not in str(error):
             raise
+        for started in set(me.children(recursive=True)) - set(before):
+            with suppress(psutil.NoSuchProcess):
+                started.kill()
         log.warning("Ray did not start in time, as on a very busy machine: trying once more")
         _init(address, again=False)
 
