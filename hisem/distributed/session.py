@@ -49,9 +49,9 @@ def cluster() -> Iterator[None]:
     interrupt = signal.getsignal(signal.SIGTERM)
     try:
         _init(address)
-    except Exception as error:
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         what = f"RAY_ADDRESS={address}: the cluster there cannot be joined" if address else "Ray cannot be started here"
-        raise ResourceError(f"{what}: {error}") from error
+        raise ResourceError(f"{what}: {error}.") from error
     if interrupt is signal.default_int_handler:  # Ray puts its own in its place, which is no interruption
         signal.signal(signal.SIGTERM, interrupt)
     configure()
@@ -65,7 +65,10 @@ def cluster() -> Iterator[None]:
 
 
 def _init(address: str | None, again: bool = True) -> None:
-    """`ray.init`; where a local Ray has not come up in the half minute that Ray gives it, once more."""
+    """`ray.init`; where a local Ray has not come up in the half minute that Ray gives it, once more.
+
+    Raises `ResourceError` where it has not then, either.
+    """
     me = psutil.Process()
     before = me.children(recursive=True)
     try:
@@ -79,8 +82,10 @@ def _init(address: str | None, again: bool = True) -> None:
             job_config=_job_config(),
         )
     except Exception as error:  # a plain one in that case
-        if address or not again or "timed out during startup" not in str(error):
+        if address or "timed out during startup" not in str(error):
             raise
+        if not again:
+            raise ResourceError(f"Ray cannot be started here: {error}") from error
         for started in set(me.children(recursive=True)) - set(before):
             with suppress(psutil.NoSuchProcess):
                 started.kill()
@@ -108,10 +113,8 @@ def _expected() -> Iterator[None]:
         yield
     except DIED as error:
         raise ResourceError(
-            f"a process that reads or writes tiles has died {BLOCKS['max_retries'] + 1} times on the same work "
-            f"({' '.join(str(error).split())}). "
-            "Memory may not suffice for a scene, or a file may crash its reader. What is done is kept, and the same "
-            "command goes on from there; with a part of the catalogue at a time, the pair is found."
+            f"a process died again and again on the same work ({' '.join(str(error).split())}). Memory may not suffice "
+            "for a scene, or a file may crash its reader: with a part of the catalogue at a time, the pair is found."
         ) from error
     except ray.exceptions.RayError as error:
         if (inner := expected(error)) is None:
@@ -193,9 +196,8 @@ def configure() -> None:
     context.enable_progress_bars = sys.stderr.isatty()
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # an expected error keeps its kind on its way to the driver
-    warnings.filterwarnings(
-        "ignore", "`ray_remote_args` is deprecated"
-    )  # `max_retries`, which this Ray has nowhere else
+    # Of `max_retries`, which this Ray takes nowhere else.
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
     if logging.getLogger().isEnabledFor(logging.DEBUG):
         return
     for name in ("ray.train", "ray.tune"):

@@ -58,7 +58,7 @@ def test_a_task_that_dies_again_and_again_ends_the_run_with_the_reason(archive, 
 
     monkeypatch.setattr(module, "index_pairs", deadly)
     monkeypatch.setitem(session.BLOCKS, "max_retries", 1)
-    told = r"has died 2 times on the same work \(.*Memory may not"
+    told = r"died again and again on the same work \(.*Memory may not"
     with pytest.raises(ResourceError, match=told), session.cluster():
         index_archive(read_catalogue(storage.join(archive, "catalogue.parquet")), TILE)
     assert (tmp_path / "tries").read_text() == ".."

@@ -71,7 +71,7 @@ class Reader(threading.Thread):
         self._over = threading.Event()
 
     def run(self) -> None:
-        while not self._over.wait(0.2):
+        while not self._over.wait(0.05):
             self.look()
 
     def look(self) -> None:

@@ -24,7 +24,7 @@ from tests.faults.conftest import Start
 from tests.faults.kill_captioning import Kills, lose_node, make_inputs, rows_of
 from tests.faults.processes import processes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 RUN = ("--training.epochs", "4", "--workers", "2")
 AddNode = Callable[[], Any]
 
@@ -47,6 +47,7 @@ def on_cluster(nodes: Cluster, start: Start) -> Start:
     )
 
 
+@pytest.mark.timeout(1800)  # seven starts of a run
 def test_a_run_to_which_everything_happens_learns_as_an_undisturbed_one(
     nodes: Cluster, on_cluster: Start, add_node: AddNode, s3_server: S3Server, bucket: str
 ) -> None:
