@@ -14,7 +14,6 @@ H and W are the tile's height and width in pixels.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -23,14 +22,12 @@ from scipy import ndimage  # type: ignore[import-untyped]
 from skimage.filters import window
 from skimage.registration import phase_cross_correlation
 
+from hisem.archive.shift import UNKNOWN, Shift
+
 Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 Field = npt.NDArray[np.complex64]
-
-RELIABLE = 0.8
-"""From this confidence on the two estimates are within 0.2 pixels of each other: the unchanged tiles of
-the synthetic archive that reach it are right to 0.25 pixels."""
 
 THIRDS = np.full(3, 1 / 3, np.float32)
 """Weights of the bands in the brightness. They are equal: any three bands may come, and noise is least."""
@@ -52,25 +49,6 @@ MIN_SIDE = 16
 """Pixels a side of the smallest square whose content is enough."""
 CHANCE = 7.0
 """What unrelated images of N pixels reach at the peak of their correlation, times the root of N."""
-
-
-@dataclass(frozen=True)
-class Shift:
-    """By how much the after image's content is displaced relative to the before image's.
-
-    `x` (to the right) and `y` (downwards) are in pixels: what lies in column c and row r before lies in
-    column c + x and row r + y after. Both are None where the shift is unknown.
-
-    `confidence` is in [0, 1]: 1 less the distance in pixels between the two estimates; reduced where
-    their correlation is less than twice that of unrelated images. It is 0 exactly where the shift is unknown.
-    """
-
-    x: float | None
-    y: float | None
-    confidence: float
-
-
-UNKNOWN = Shift(None, None, 0.0)
 
 
 def estimate_shift(

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from hisem.archive import png
-from hisem.archive.coregistration import RELIABLE, UNKNOWN, Shift, estimate_shift
 from hisem.archive.grid import Window
 from hisem.archive.index import window_transform
 from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.reader import PairReader, pair_reader
+from hisem.archive.shift import RELIABLE, UNKNOWN, Shift
 from hisem.errors import RasterError
 from hisem.schemas import CATALOGUE, FAILED, INDEX, OK, QUALITY_FIELDS, SHARD, SKIPPED
 
@@ -89,6 +89,8 @@ def _read_pair(rows: list[dict[str, Any]], tile_size: int, options: ReadOptions)
 
 
 def _read_tile(reader: PairReader, row: dict[str, Any], options: ReadOptions) -> Tile:
+    from hisem.archive.coregistration import estimate_shift  # takes a second, which only who reads tiles should pay
+
     window = Window(row["row_off"], row["col_off"], row["height"], row["width"])
     _require_indexed_place(reader, row, window)
     pixels = reader.read(window)

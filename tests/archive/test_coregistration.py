@@ -13,9 +13,10 @@ import pytest
 from PIL import Image as Pillow
 from scipy import ndimage  # type: ignore[import-untyped]
 
-from hisem.archive.coregistration import MAX_SHARE, RELIABLE, UNKNOWN, Shift, estimate_shift
+from hisem.archive.coregistration import MAX_SHARE, estimate_shift
 from hisem.archive.grid import Window
 from hisem.archive.reader import pair_reader
+from hisem.archive.shift import RELIABLE, UNKNOWN, Shift
 from hisem.archive.synthetic import SyntheticConfig, generate
 
 Image = npt.NDArray[np.uint8]

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pytest
 from affine import Affine
 
-from hisem.archive import bands, png, tiles
-from hisem.archive.coregistration import RELIABLE, Shift
+from hisem.archive import bands, coregistration, png
 from hisem.archive.index import index_pair
 from hisem.archive.options import ReadOptions
 from hisem.archive.raster import open_raster
+from hisem.archive.shift import RELIABLE, Shift
 from hisem.archive.tiles import failed_pair_row, read_tiles, shard_table
 from hisem.errors import RasterError
 from hisem.schemas import FAILED, INDEX, OK, QUALITY_FIELDS, SHARD, SKIPPED, conform
@@ -148,7 +148,7 @@ def test_displaced_tiles_are_skipped_where_asked(displaced: pa.Table) -> None:
 
 
 def test_a_doubtful_shift_flags_nothing(displaced: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "estimate_shift", lambda *_: Shift(9.0, 0.0, RELIABLE - 0.01))
+    monkeypatch.setattr(coregistration, "estimate_shift", lambda *_: Shift(9.0, 0.0, RELIABLE - 0.01))
     assert [tile.error for tile in read_tiles(displaced, 64, ReadOptions(max_shift=1.0))] == [None, None]
 
 
