@@ -8,11 +8,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from hisem.cli import Options, parse
-from hisem.config import read_yaml
+from hisem.config import merge, read_yaml
 from hisem.model.bundle import read_config
 from hisem.model.hisem import HiSemConfig
 from hisem.training.presets import PRESETS, preset
@@ -22,9 +23,15 @@ Resolve = Callable[[str, str | None, Path], Path]
 
 
 def parse_experiment(
-    options: type[Options], description: str, argv: Sequence[str] | None = None, resolve: Resolve | None = None
+    options: type[Options],
+    description: str,
+    argv: Sequence[str] | None = None,
+    resolve: Resolve | None = None,
+    over_preset: dict[str, Any] | None = None,
 ) -> Options:
     """As `hisem.cli.parse`, for options with a field `experiment` whose defaults come from `preset` and `config`.
+
+    The values of `over_preset` (nested plain data) go over the preset's, and the file's over these.
 
     With `resolve`, options have the fields `init` and `tracking` too, and the config of the model that `init` names
     takes the place of all that the preset says of the model.
@@ -42,7 +49,7 @@ def parse_experiment(
         chosen, _ = first.parse_known_args(arguments)
     except argparse.ArgumentError:
         return parse(options, description, arguments)  # which reports the mistake with its usage
-    over = read_yaml(chosen.config) if chosen.config else {}
+    over = merge(over_preset or {}, read_yaml(chosen.config) if chosen.config else {})
     name = chosen.preset or str(next(f.default for f in fields(options) if f.name == "preset"))
     model = None
     if resolve is not None and chosen.init is not None:

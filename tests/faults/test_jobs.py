@@ -173,6 +173,7 @@ def test_a_sweep(local: Local, tiles: str, trained: Driver) -> None:
     assert local.job("sweep") == ("SUCCEEDED", 0)
     rows = pq.read_table(local.folder / "storage" / "sweep" / "trials.parquet").to_pylist()
     assert [row["status"] for row in rows] == ["finished"]
+    assert (rows[0]["metrics"].get("s_m") is not None) == (shutil.which("java") is not None)
     assert (local.folder / "storage" / "sweep" / "best.yaml").exists()
     assert {run.info.status for run in local.runs().values()} == {"FINISHED"}
 

@@ -15,7 +15,7 @@ SAMPLES = 3
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_sweep_goes_on(start: Start, tmp_path: Path) -> None:
-    flags = ("--samples", str(SAMPLES), "--training.epochs", "3")
+    flags = ("--samples", str(SAMPLES), "--training.epochs", "3", "--training.no-meteor")
     first = start("sweep", *flags, script="tune/sweep.py")
     first.wait_for(r"is over  \[")
     first.wait_for(r"trial (\w+)  epoch 1/3", after=first.wait_for(r"is over  \[").end())

@@ -69,6 +69,20 @@ def test_without_arguments_the_default_preset_holds() -> None:
     assert parsed("--preset", "hasd-only").experiment == preset("hasd-only")
 
 
+def test_a_command_s_own_values_go_over_the_preset_and_below_file_and_flag(config) -> None:
+    def metric_and_meteor(*arguments: str) -> tuple[str, bool]:
+        own = {"training": {"meteor": True, "metric": "rouge_l"}}
+        training = parse_experiment(Options, "test", arguments, over_preset=own).experiment.training
+        assert training.epochs == preset("small").training.epochs
+        return training.metric, training.meteor
+
+    assert not preset("small").training.meteor
+    assert metric_and_meteor() == ("rouge_l", True)
+    file = config("training:\n  metric: cider_d\n")
+    assert metric_and_meteor("--config", file) == ("cider_d", True)
+    assert metric_and_meteor("--config", file, "--training.no-meteor") == ("cider_d", False)
+
+
 def test_file_goes_over_preset_and_flag_over_file(config) -> None:
     file = config("training:\n  epochs: 7\n  batch_size: 12\nmodel:\n  hasd: {hidden: 100}\n")
     base = preset("demo").training
