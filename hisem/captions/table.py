@@ -41,7 +41,7 @@ FILE_ROWS = 262_144
 FILES_AT_ONCE = 16
 """Files whose keys are read at the same time: in a bucket each of them waits for some requests."""
 
-KNOWN = ["tile_id", "status", "captioned_at"]
+KNOWN = ["tile_id", "pair_id", "before_time", "after_time", "status", "captioned_at"]
 NOTHING = pa.schema([CAPTION.field(name) for name in KNOWN]).empty_table()
 
 
@@ -76,7 +76,7 @@ def _known_in(fs: pafs.FileSystem, digest: str, pairs: pa.Array | None, path: st
         there = file.read(columns=["pair_id"]).column("pair_id")
         if not any(pc.any(pc.is_in(chunk.dictionary, pairs)).as_py() for chunk in there.chunks):
             return NOTHING
-    rows = file.read(columns=[*KNOWN, "pair_id", "model_digest"])
+    rows = file.read(columns=[*KNOWN, "model_digest"])
     wanted = pc.equal(rows.column("model_digest"), digest)
     if pairs is not None:
         wanted = pc.and_(wanted, pc.is_in(rows.column("pair_id"), pairs))

@@ -86,7 +86,8 @@ def caption_archive(catalogue: pa.Table, options: CaptionOptions) -> Outcome:
     A tile or pair that cannot be read, or that the model fails on, becomes a failed row with the reason. Rows that an
     interrupted run has staged count as done; where it was of another catalogue or model, they are published first.
     Raises `SchemaError` for an output of another schema, `StorageError` for one whose tiles were read otherwise, and
-    `BusyError` for one that another run is writing to, before Ray is started.
+    `BusyError` for one that another run is writing to, before Ray is started; `CatalogueError` for a pair whose name
+    another pair of the table has.
     """
     with exclusive(options.output, f"captioning of {options.source}") as lock:
         captions.require_table(options.output)  # where no other run takes files away while they are looked at
@@ -114,6 +115,7 @@ def _caption(catalogue: pa.Table, options: CaptionOptions, lock: Lock) -> Outcom
     digest = bundle_digest(options.model)
     job = _job(catalogue, options, digest, lock)
     work = find_work(catalogue, options, digest, job)
+    staging.begin(options.output, job)
     with logs.of_run(job.run), _tracked(options, job, work) as run:
         _stage(work, options, digest, job, lock)
         outcome = conclude(options.output, job, lock, options.captioning.page, work, time.perf_counter() - began)
@@ -135,7 +137,6 @@ def _job(catalogue: pa.Table, options: CaptionOptions, digest: str, lock: Lock) 
         return there
     if there:
         conclude_interrupted(options.output, there, lock, asked.page, options.tracking)
-    staging.begin(options.output, job)
     return job
 
 

@@ -13,6 +13,7 @@ from hisem.captions import table as captions
 from hisem.captions.staging import Job
 from hisem.distributed.captioner import CaptionOptions
 from hisem.distributed.index import index_archive
+from hisem.errors import CatalogueError
 from hisem.schemas import FAILED
 
 
@@ -48,11 +49,16 @@ class Work:
 
 
 def find_work(catalogue: pa.Table, options: CaptionOptions, digest: str, job: Job | None) -> Work:
-    """Index the catalogue, and leave out what has a row: in the table, or put aside by `job`."""
-    index, failed = index_archive(catalogue, options.tile_size, options.reading)
+    """Index the catalogue, and leave out what has a row: in the table, or put aside by `job`.
+
+    Raises `CatalogueError` where rows that would be left out are of other acquisitions than the catalogue's pair.
+    """
     known = captions.known_rows(options.output, digest, set(catalogue.column("pair_id").to_pylist()))
-    opened, all_tiles = set(index.column("pair_id").to_pylist()), len(index) + len(failed)
     redo = options.captioning.redo
+    if redo != "all":
+        _require_same_acquisitions(catalogue, known, options)
+    index, failed = index_archive(catalogue, options.tile_size, options.reading)
+    opened, all_tiles = set(index.column("pair_id").to_pylist()), len(index) + len(failed)
     done = known
     if redo == "all":
         done = known.slice(0, 0)
@@ -72,6 +78,28 @@ def find_work(catalogue: pa.Table, options: CaptionOptions, digest: str, job: Jo
     todo, rest = (rows.filter(pc.invert(pc.is_in(rows.column("tile_id"), there))) for rows in (index, failed))
     after = pc.max(known.column("captioned_at")).as_py() if redo != "nothing" else None
     return Work(todo, rest, len(catalogue), all_tiles, count, opened, after)
+
+
+def _require_same_acquisitions(catalogue: pa.Table, known: pa.Table, options: CaptionOptions) -> None:
+    """Raise `CatalogueError` where the rows of a pair are of other dates than it has; a failed pair's may be mended."""
+    key = ["pair_id", "before_time", "after_time"]
+    failed = pc.equal(known.column("tile_id"), pc.binary_join_element_wise(known.column("pair_id"), "pair", "/"))
+    rows = known.filter(pc.invert(failed)).group_by(key).aggregate([])
+    now, then = ([row.values() for row in table.select(key).to_pylist()] for table in (catalogue, rows))
+    dates = {pair: (before, after) for pair, before, after in now}
+    others = sorted((pair, _span(*of), _span(*dates[pair])) for pair, *of in then if tuple(of) != dates[pair])
+    if others:
+        pair, of, asked = others[0]
+        more = f" ({len(others) - 1} more pairs differ)" if len(others) > 1 else ""
+        raise CatalogueError(
+            f"{options.source}: pair {pair} is of {asked}, but {options.output} has rows of a pair of that name of "
+            f"{of}{more}, for which its tiles would be left out. A pair_id names the same two acquisitions in all "
+            "catalogues of a table: rename it, choose another --output, or replace the rows with --recaption."
+        )
+
+
+def _span(before: datetime | None, after: datetime | None) -> str:
+    return " and ".join(f"{date:%Y-%m-%d %H:%M:%S}" if date else "no date" for date in (before, after))
 
 
 def _failed_before(rows: pa.Table, broken: pa.Table) -> pa.Table:

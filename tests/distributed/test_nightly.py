@@ -6,7 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from hisem.distributed.captioner import CaptionOptions, ReadingCaptioner
 from hisem.distributed.index import cut
 from hisem.distributed.nightly import caption_archive, publish_interrupted
 from hisem.distributed.shipping import ship
-from hisem.errors import BusyError, CaptioningError, StorageError, TrackingError
+from hisem.errors import BusyError, CaptioningError, CatalogueError, StorageError, TrackingError
 from hisem.model.bundle import digest
 from hisem.model.hisem import HiSem
 from hisem.schemas import FAILED, OK
@@ -59,6 +59,13 @@ def keys(output: Path) -> Counter[tuple[str, str]]:
 
 def times(output: Path) -> dict[str, Any]:
     return {row["tile_id"]: row["captioned_at"] for row in read_captions(str(output)).to_pylist()}
+
+
+def dated(catalogue: pa.Table, pair: int, column: str, date: datetime | None) -> pa.Table:
+    """The catalogue with another date of one pair."""
+    rows = catalogue.to_pylist()
+    rows[pair][column] = date
+    return pa.Table.from_pylist(rows, schema=catalogue.schema)
 
 
 class Killed(BaseException):
@@ -100,6 +107,28 @@ def test_a_second_run_adds_nothing(catalogue, bundle, ray_cluster, tmp_path):
     assert again.already == again.tiles == 97
     assert made(again) == 0
     assert {path: storage.read_bytes(path) for path in storage.list_files(tmp_path / "captions")} == files
+
+
+def test_a_pair_that_has_the_name_of_another_is_refused_until_told_otherwise(catalogue, bundle, ray_cluster, tmp_path):
+    caption_archive(catalogue, options(bundle, tmp_path))
+    rows, date = read_captions(str(tmp_path)), datetime(2031, 5, 6, 7, 8, 9, tzinfo=UTC)
+    other = dated(dated(catalogue, 1, "after_time", date), 2, "before_time", None)
+    then, pair = f"{catalogue['before_time'][1].as_py():%Y-%m-%d %H:%M:%S}", catalogue["pair_id"][1].as_py()
+    told = rf"pair {pair} is of {then} and 2031-05-06 07:08:09, but .* rows .* of {then} and .*\(1 more pairs differ\)"
+    for retry in (False, True):
+        with pytest.raises(CatalogueError, match=told):
+            caption_archive(other, options(bundle, tmp_path, retry_failed=retry))
+    assert staging.open_job(str(tmp_path)) is None
+    assert read_captions(str(tmp_path)).equals(rows)
+    assert made(caption_archive(other, options(bundle, tmp_path, recaption=True)).night) == 97
+    assert made(caption_archive(other, options(bundle, tmp_path)).night) == 0
+
+
+def test_the_date_of_a_pair_that_never_opened_may_be_mended(catalogue, bundle, ray_cluster, tmp_path):
+    caption_archive(catalogue, options(bundle, tmp_path))
+    gone = catalogue["pair_id"].to_pylist().index("gone")
+    mended = dated(catalogue, gone, "after_time", datetime(2031, 5, 6, tzinfo=UTC))
+    assert made(caption_archive(mended, options(bundle, tmp_path)).night) == 0
 
 
 def test_only_new_pairs_are_captioned(catalogue, bundle, ray_cluster, tmp_path):
