@@ -16,10 +16,7 @@ from hisem.training.execution import Execution
 from hisem.training.options import parse_experiment
 from hisem.training.presets import PresetName
 from hisem.training.recipe import Experiment, Metric
-from hisem.training.search import Search
-
-SCORED = {"training": {"meteor": True}}
-"""Trials are told by S*m, too, which the laptop's presets leave out for the time that starting Java takes."""
+from hisem.training.search import SCORED, Search
 
 
 @dataclass(frozen=True)
