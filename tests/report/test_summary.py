@@ -46,3 +46,10 @@ def test_show_prints_to_standard_output(capsys: pytest.CaptureFixture[str]) -> N
     printed = capsys.readouterr()
     assert printed.err == ""
     assert [line.split() for line in printed.out.splitlines() if line.strip()] == [["Title"], ["pairs", "2"]]
+
+
+def test_a_long_reason_leaves_the_numbers_beside_their_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    show(counts_table("Title", {"tiles": 2, f"failed: {' '.join(['cannot be read'] * 30)}": 1}))
+    printed = capsys.readouterr().out
+    assert max(len(line.rstrip()) for line in printed.splitlines()) <= 100
+    assert " ".join(printed.split()).replace(" 1 ", " ").endswith(" ".join(["failed:", *["cannot be read"] * 30]))
