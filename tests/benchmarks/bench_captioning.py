@@ -108,7 +108,7 @@ def rate(options: Options) -> Table:
     bare.append(bare_rate(bundle, before, after, threads))
     apart = processes_rate(bundle, before, after, threads)
     stamps = sorted(read_captions(output).column("captioned_at").to_pylist())
-    whole, steady, model = count / seconds(began, left), steady_rate(stamps, threads), statistics.mean(bare)
+    whole, steady, model = count / seconds(began, left), steady_rate(stamps), statistics.mean(bare)
     table = Table(
         title=f"{options.preset}: {count} tiles in {blocks} block(s), {night.changed} changed, {threads} CPUs"
     )
@@ -121,13 +121,13 @@ def rate(options: Options) -> Table:
     table.add_row("job, Ray's start and end included", f"{whole:.3f} tiles/s", f"{whole / model:.3f}")
     name, called = "job, the call in a Ray that is there", count / seconds(started, ended)
     table.add_row(name, f"{called:.3f} tiles/s", f"{called / model:.3f}")
-    shown = ("too few batches", "") if steady is None else (f"{steady:.3f} tiles/s", f"{steady / model:.3f}")
-    table.add_row("job, from each captioner's first batch to the last batch", *shown)
+    shown = ("all at once", "") if steady is None else (f"{steady:.3f} tiles/s", f"{steady / model:.3f}")
+    table.add_row("job, from the first rows put aside to the last", *shown)
     for name, since, until in (
         ("Ray starts", began, started),
-        ("call to the first batch: index, actors, that batch", started, stamps[0]),
-        ("first to last batch", stamps[0], stamps[-1]),
-        ("last batch to the end of the call: publishing, page", stamps[-1], ended),
+        ("call to the first rows put aside: index, actors, batches", started, stamps[0]),
+        ("first to last rows", stamps[0], stamps[-1]),
+        ("last rows to the end of the call: publishing, page", stamps[-1], ended),
         ("Ray ends", ended, left),
     ):
         table.add_row(f"  {name}", f"{seconds(since, until):.1f} s")
@@ -177,17 +177,13 @@ _starts: list[Barrier] = []
 """A barrier reaches a process of a pool only as it begins."""
 
 
-def steady_rate(stamps: list[datetime], captioners: int) -> float | None:
-    """Tiles/s after the first batch of each captioner, from the mean time of these on; None without later batches.
+def steady_rate(stamps: list[datetime]) -> float | None:
+    """Tiles/s from the first rows that were put aside to the last; None where all were put aside at once.
 
-    `stamps` are the times of all rows, in order. From the first batch of all on, the other captioners' first ones would
-    count, which were at work for as long as that.
+    `stamps` are the times of all rows, in order.
     """
-    times, counts = (each.tolist() for each in np.unique(np.array(stamps, dtype=object), return_counts=True))
-    if len(times) <= captioners:
-        return None
-    since = statistics.mean(each.timestamp() for each in times[:captioners])
-    return sum(counts[captioners:]) / (times[-1].timestamp() - since)
+    later = [each for each in stamps if each > stamps[0]]
+    return len(later) / seconds(stamps[0], stamps[-1]) if later else None
 
 
 def memory(options: Options) -> Table:
