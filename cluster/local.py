@@ -201,6 +201,7 @@ def launch(cluster: Cluster, name: str, *flags: str) -> subprocess.Popen[bytes]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(Path(cluster.home) / TOKEN),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_task_oom_retries": "8",  # as in hisem/distributed/__init__.py, for what workers begin
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # a node that is stopped waits for nothing
         "RAY_JOB_STOP_WAIT_TIME_S": "30",  # for a job to close its MLflow run; Ray's own 3 s are few on a busy machine

@@ -112,9 +112,10 @@ def _expected() -> Iterator[None]:
     try:
         yield
     except DIED as error:
+        reason = str(error).strip().partition("\n")[0]  # what follows are a node's processes and links
         raise ResourceError(
-            f"a process died again and again on the same work ({' '.join(str(error).split())}). Memory may not suffice "
-            "for a scene, or a file may crash its reader: with a part of the catalogue at a time, the pair is found."
+            f"a process died again and again on the same work ({reason}). Memory may not suffice for a scene, or a "
+            "file may crash its reader: with a part of the catalogue at a time, the pair is found."
         ) from error
     except ray.exceptions.RayError as error:
         if (inner := expected(error)) is None:

@@ -63,6 +63,35 @@ def test_a_ray_that_does_not_start_in_time_is_tried_once_more():
         assert done.stdout == told, done.stderr
 
 
+SHORT = """
+import hisem.distributed
+import os, pyarrow as pa, ray.data, time
+from hisem.distributed import session
+def work(block):
+    time.sleep(600)
+    return block
+print(os.environ["RAY_task_oom_retries"])
+try:
+    with session.cluster():
+        ray.data.from_arrow(pa.table({"n": [1]})).map_batches(work, **session.BLOCKS).materialize()
+except session.ResourceError as error:
+    print(error)
+"""
+
+
+def test_a_node_that_is_short_of_memory_ends_the_run_with_the_reason():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    found = [sys.executable, "-c", SHORT.partition("try:")[0]]
+    assert subprocess.run(found, env=environment, capture_output=True, text=True, timeout=60).stdout == "8\n"
+    environment |= {"RAY_task_oom_retries": "1", "RAY_memory_usage_threshold": "0.01"}  # any memory is too much
+    done = subprocess.run([*found[:2], SHORT], env=environment, capture_output=True, text=True, timeout=120)
+    told = done.stdout.splitlines()[-1]  # after what Ray tells of each kill
+    died = "a process died again and again on the same work (1 worker(s) were killed due to the node running low on"
+    assert told.startswith(died), done.stderr
+    assert "Memory may not suffice" in told
+    assert len(told) < 500
+
+
 def test_a_ray_that_was_imported_first_is_left_its_own_authentication():
     found = "import os, ray, hisem.distributed; print(*(name for name in os.environ if name.startswith('RAY_AUTH')))"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
