@@ -196,12 +196,12 @@ def launch(cluster: Cluster, name: str, *flags: str) -> subprocess.Popen[bytes]:
     flags = (*flags, *(f"--{port}=0" for port in FREE_PORTS), f"--temp-dir={folder}", f"--node-name={name}")
     bin_folder = str(Path(sys.executable).parent)
     environment = {
+        "RAY_task_oom_retries": "8",  # as drivers have it (hisem/distributed/__init__.py), unless told otherwise
         **{key: value for key, value in os.environ.items() if key not in NOT_OURS},
         "PATH": os.pathsep.join([bin_folder, os.environ.get("PATH", "")]),  # jobs say `python`
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(Path(cluster.home) / TOKEN),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_task_oom_retries": "8",  # as in hisem/distributed/__init__.py, for what workers begin
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # a node that is stopped waits for nothing
         "RAY_JOB_STOP_WAIT_TIME_S": "30",  # for a job to close its MLflow run; Ray's own 3 s are few on a busy machine

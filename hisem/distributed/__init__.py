@@ -11,8 +11,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Threads of one process that wait for one another sleep instead of spinning: readers, workers and captioners
 # share the cores, and a spinning thread would hold the one that it waits for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# A task that is killed because its node is short of memory runs again, after pauses that double, in three minutes so
-# often as one that dies otherwise; Ray's own default is for ever.
+# A task that Ray kills because its node is short of memory runs again eight times, after pauses that double and make
+# three minutes in all; by default for ever. Of tasks that workers begin, the nodes' environment decides.
 os.environ.setdefault("RAY_task_oom_retries", "8")
 if not sys.stderr.isatty():
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")

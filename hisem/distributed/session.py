@@ -112,11 +112,15 @@ def _expected() -> Iterator[None]:
     try:
         yield
     except DIED as error:
+        log.debug("what Ray says of it", exc_info=True)
         reason = str(error).strip().partition("\n")[0]  # what follows are a node's processes and links
-        raise ResourceError(
+        told = (
             f"a process died again and again on the same work ({reason}). Memory may not suffice for a scene, or a "
             "file may crash its reader: with a part of the catalogue at a time, the pair is found."
-        ) from error
+        )
+        if isinstance(error, ray.exceptions.OutOfMemoryError):
+            told += " Where other processes fill the node: RAY_task_oom_retries says how often work waits for them."
+        raise ResourceError(told) from error
     except ray.exceptions.RayError as error:
         if (inner := expected(error)) is None:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -85,11 +86,14 @@ def test_a_node_that_is_short_of_memory_ends_the_run_with_the_reason():
     assert subprocess.run(found, env=environment, capture_output=True, text=True, timeout=60).stdout == "8\n"
     environment |= {"RAY_task_oom_retries": "1", "RAY_memory_usage_threshold": "0.01"}  # any memory is too much
     done = subprocess.run([*found[:2], SHORT], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout, done.stderr
     told = done.stdout.splitlines()[-1]  # after what Ray tells of each kill
-    died = "a process died again and again on the same work (1 worker(s) were killed due to the node running low on"
-    assert told.startswith(died), done.stderr
-    assert "Memory may not suffice" in told
-    assert len(told) < 500
+    died = (
+        r"a process died again and again on the same work \(\d+ worker\(s\) were killed due to the node running low on "
+    )
+    assert re.match(died, told), done.stderr
+    assert told.endswith("RAY_task_oom_retries says how often work waits for them.")
+    assert len(told) < 600
 
 
 def test_a_ray_that_was_imported_first_is_left_its_own_authentication():
