@@ -74,11 +74,19 @@ class Scraper(threading.Thread):
                 self.seen.append(found)
 
     def end(self) -> None:
-        """Stop; what came after the last answer, when the sweep was over, is left out."""
+        """Stop once the last states have come through, which Ray sends on some seconds later."""
+        until = time.monotonic() + 60
+        while self._waits() and time.monotonic() < until:
+            time.sleep(0.2)
         self._over.set()
         self.join()
         while self.seen and not self.seen[-1]:
             self.seen.pop()
+
+    def _waits(self) -> bool:
+        """Whether by the last answer there are trials that are not over."""
+        last = self.seen[-1] if self.seen else {}
+        return any(last.get((RUN, ("state", state))) for state in ("waiting", "running"))
 
 
 @pytest.fixture(scope="session")
