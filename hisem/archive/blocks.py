@@ -14,8 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 from rasterio.io import DatasetReader
 
+from hisem.archive.globe import turn_of, turns_between
 from hisem.archive.grid import Grid
 from hisem.archive.raster import bounds_in
+from hisem.errors import RasterError
 
 TILES_PER_BLOCK = 128
 """Tiles read by one task, and rows of one shard file, at most: 50 MB of pixels at 256 x 256."""
@@ -33,13 +35,21 @@ ROUNDING = 1e-6
 def lattice_of(raster: DatasetReader, grid: Grid) -> Lattice:
     """The lattice of a file on `grid`, of the overview that pixels of the grid's size are taken from.
 
-    Overviews are taken to be stored in blocks of the file's own size. Raises `RasterError` as `bounds_in` does.
+    Overviews are taken to be stored in blocks of the file's own size, and a file without bounds on the grid (around a
+    pole of a map without it) to have the grid's pixels.
     """
     height, width = raster.block_shapes[0]
+    plain = 0.0, 0.0, float(height), float(width)
     if not grid.has_transform:
-        return 0.0, 0.0, float(height), float(width)
-    left, bottom, right, top = bounds_in(raster, grid.crs)
+        return plain
+    try:
+        left, bottom, right, top = bounds_in(raster, grid.crs)
+    except RasterError:
+        return plain  # it only costs time
     t = grid.transform
+    first, _, last, _ = grid.bounds_of(grid.extent)
+    turn, *_ = [*turns_between(left, right, first, last, grid.crs and turn_of(grid.crs)), 0.0]
+    left, right = left + turn, right + turn
     # Pixels of the grid that one of the file is high and wide.
     y, x = (bottom - top) / t.e / raster.height, (right - left) / t.a / raster.width
     overview = max((factor for factor in raster.overviews(1) if factor * max(x, y) <= 1 + ROUNDING), default=1)

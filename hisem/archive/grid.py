@@ -11,20 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import shapely
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.warp import transform_geom
-from shapely.geometry import mapping, shape
 
-from hisem.archive.gdal import GDAL_ERRORS, cause_of
+from hisem.archive.outlines import outlines
 from hisem.errors import ConfigError, RasterError
 
 TILE_SIZE = re.compile(r"-(\d+)(?:@[^/@]+m)?$")
 """Where `tile_id` puts the tile size."""
-
-WGS84 = CRS.from_epsg(4326)
-SEGMENTS_PER_EDGE = 4
 
 
 @dataclass(frozen=True)
@@ -82,28 +78,30 @@ class Grid:
         return t.c, t.f + window.height * t.e, t.c + window.width * t.a, t.f
 
     def footprints(self, windows: Sequence[Window]) -> list[bytes | None]:
-        """The outline of each window as WKB in EPSG:4326; None where the grid lies nowhere on Earth.
+        """Return the outline of each window as WKB in EPSG:4326, between -180 and 180 degrees.
 
-        Edges are densified before they are projected, because a straight edge of the grid is curved in
-        degrees. An outline that crosses the antimeridian becomes two polygons.
+        An outline that crosses the antimeridian becomes a multipolygon. None stands for a window that lies nowhere on
+        Earth, as all do without georeference.
 
-        Raises `RasterError` where the CRS cannot be transformed to EPSG:4326.
+        Raises `RasterError` where the CRS cannot be transformed to EPSG:4326, or none of the windows lies on Earth.
         """
-        if self.crs is None or not self.has_transform:
+        if self.crs is None or not self.has_transform or not windows:
             return [None] * len(windows)
-        boxes = shapely.box(*np.array([self.bounds_of(window) for window in windows]).T)
-        if self.crs != WGS84:
-            edge = min(min(window.height * -self.transform.e, window.width * self.transform.a) for window in windows)
-            dense = shapely.segmentize(boxes, edge / SEGMENTS_PER_EDGE)
-            try:
-                outlines = transform_geom(self.crs, WGS84, [mapping(box) for box in dense])
-            except GDAL_ERRORS as error:
-                raise RasterError(
-                    f"footprints cannot be computed from {self.crs} to EPSG:4326 ({cause_of(error)}); "
-                    "check the CRS of the before scene."
-                ) from error
-            boxes = [shape(outline) for outline in outlines]
-        return list(shapely.to_wkb(boxes))
+        found = outlines(self.crs, self._boxes(windows))
+        if shapely.is_missing(found).all():
+            raise RasterError(
+                f"footprints cannot be computed from {self.crs} to EPSG:4326: no tile within "
+                f"{self.bounds_of(self.extent)} (left, bottom, right, top) lies on Earth; check the CRS of the before "
+                "scene and its geotransform."
+            )
+        return list(shapely.to_wkb(found))
+
+    def _boxes(self, windows: Sequence[Window]) -> npt.NDArray[np.float64]:
+        """`bounds_of` of many windows, N 4."""
+        places = np.array([(w.col_off, w.row_off, w.width, w.height) for w in windows], float)
+        t = self.transform
+        left, top = t.c + places[:, 0] * t.a, t.f + places[:, 1] * t.e
+        return np.stack([left, top + places[:, 3] * t.e, left + places[:, 2] * t.a, top], axis=-1)
 
 
 def is_identity(transform: Affine) -> bool:

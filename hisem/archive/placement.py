@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from affine import Affine
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
 from hisem.archive.gdal import GDAL_ERRORS, cause_of, damage_of, gdal_env
+from hisem.archive.globe import turn_of, turns_between
 from hisem.archive.grid import Grid, Window, is_identity
 from hisem.archive.raster import MAX_DRIFT, bounds_in
+from hisem.archive.reach import Box, covering, reaches
 from hisem.errors import RasterError
 
 RGB = (1, 2, 3)
@@ -81,25 +83,51 @@ def finite(pixels: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> tuple[npt.
 
 def place(
     raster: DatasetReader, grid: Grid, resampling: Resampling = Resampling.bilinear, *, is_mask: bool = False
-) -> PlacedRaster | None:
-    """Place `raster` on `grid`; None where they do not overlap. Masks keep their values, whatever `resampling`.
+) -> list[PlacedRaster]:
+    """Place `raster` on `grid`; masks keep their values, whatever `resampling`.
+
+    The list is empty where the two do not overlap. It has more than one entry where the antimeridian, or the end of a
+    raster all around the Earth, lies on the grid: then each has pixels on one side of it.
 
     Raises `RasterError` where only one of the two has a CRS or a transform, or where images without
     georeference differ in size.
     """
-    box = bounds_in(raster, grid.crs)
+    if raster.crs != grid.crs and (raster.crs is None or grid.crs is None):
+        bounds_in(raster, grid.crs)  # which raises
     if is_identity(raster.transform) or not grid.has_transform:
         _require_same_pixels(raster, grid)
-        return PlacedRaster(raster.name, raster, grid.extent, grid.extent)
+        return [PlacedRaster(raster.name, raster, grid.extent, grid.extent)]
+    resampling = Resampling.nearest if is_mask else resampling
+    if raster.crs == grid.crs:
+        found = [_beside(raster, view, resampling, is_mask) for view in _views(bounds_in(raster, grid.crs), grid)]
+        return [one for one in found if one]
+    return [
+        PlacedRaster(raster.name, _warped(raster, grid, resampling, is_mask, turn), grid.extent, extent)
+        for turn, extent in reaches(raster, grid)
+    ]
+
+
+def _beside(raster: DatasetReader, grid: Grid, resampling: Resampling, is_mask: bool) -> PlacedRaster | None:
+    """A raster of the CRS of `grid`, counted by the same longitudes; None where they do not overlap."""
     offset = _whole_offset(raster, grid)
     if offset is not None:
         origin = Window(*offset, raster.height, raster.width)
         extent = origin.intersection(grid.extent)
         return PlacedRaster(raster.name, raster, origin, extent) if extent else None
-    extent = _covering(box, grid).intersection(grid.extent)
-    return (
-        PlacedRaster(raster.name, _warped(raster, grid, resampling, is_mask), grid.extent, extent) if extent else None
-    )
+    extent = covering(bounds_in(raster, grid.crs), grid).intersection(grid.extent)
+    if extent is None:
+        return None
+    return PlacedRaster(raster.name, _warped(raster, grid, resampling, is_mask), grid.extent, extent)
+
+
+def _views(box: Box, grid: Grid) -> list[Grid]:
+    """The grid with its place counted by those longitudes, whole turns apart, by which `box` meets it."""
+    left, _, right, _ = grid.bounds_of(grid.extent)
+    turns = turns_between(box[0], box[2], left, right, grid.crs and turn_of(grid.crs))
+    return [
+        replace(grid, transform=Affine.translation(-turn, 0.0) @ grid.transform if turn else grid.transform)
+        for turn in turns
+    ]
 
 
 def _require_same_pixels(raster: DatasetReader, grid: Grid) -> None:
@@ -124,22 +152,15 @@ def _whole_offset(raster: DatasetReader, grid: Grid) -> tuple[int, int] | None:
     return (round(row), round(col)) if raster.crs == grid.crs and shift + drift <= MAX_DRIFT else None
 
 
-def _covering(box: tuple[float, float, float, float], grid: Grid) -> Window:
-    """The window of whole pixels that `box` touches, and one more around it against rounding."""
-    left, bottom, right, top = box
-    t = grid.transform
-    row, col = math.floor((top - t.f) / t.e) - 1, math.floor((left - t.c) / t.a) - 1
-    end_row, end_col = math.ceil((bottom - t.f) / t.e) + 1, math.ceil((right - t.c) / t.a) + 1
-    return Window(row, col, end_row - row, end_col - col)
-
-
-def _warped(raster: DatasetReader, grid: Grid, resampling: Resampling, is_mask: bool) -> WarpedVRT:
-    """`raster` on the whole of `grid`, resampled window by window as it is read.
+def _warped(raster: DatasetReader, grid: Grid, resampling: Resampling, is_mask: bool, turn: float = 0.0) -> WarpedVRT:
+    """`raster` on the whole of `grid`, resampled window by window as it is read; `turn` is added to its own x.
 
     Validity travels in an alpha band: a nodata value would have to keep clear of true pixel values.
     """
     # A mask is read for its values alone; whatever it declares as nodata counts as they do.
-    nodata = {"src_nodata": None} if is_mask else {}
+    options: dict[str, Any] = {"src_nodata": None} if is_mask else {}
+    if turn:
+        options["src_transform"] = Affine.translation(turn, 0.0) @ raster.transform
     try:
         with gdal_env(raster.name):
             return WarpedVRT(
@@ -148,9 +169,9 @@ def _warped(raster: DatasetReader, grid: Grid, resampling: Resampling, is_mask: 
                 transform=grid.transform,
                 height=grid.height,
                 width=grid.width,
-                resampling=Resampling.nearest if is_mask else resampling,
+                resampling=resampling,
                 add_alpha=ColorInterp.alpha not in raster.colorinterp,
-                **nodata,
+                **options,
             )
     except GDAL_ERRORS as error:
         raise RasterError(

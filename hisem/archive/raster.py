@@ -21,13 +21,18 @@ from rasterio.warp import transform_bounds
 from hisem import storage
 from hisem.archive.addresses import objection
 from hisem.archive.gdal import DAMAGED, DRIVERS, FORMATS, GDAL_ERRORS, cause_of, gdal_env, remedy_of
+from hisem.archive.globe import projected, turn_of, unwrapped
 from hisem.archive.grid import Grid, is_identity
 from hisem.archive.intake import require_bounded, require_no_hfa_beside, require_self_contained
+from hisem.archive.outlines import edges
 from hisem.errors import RasterError, StorageError
 from hisem.object_store import require_no_secret, s3_endpoint
 
 MAX_DRIFT = 1e-3
 """Pixels by which a raster may deviate from a grid anywhere and still count as lying on it."""
+
+BOUNDS_SEGMENTS = 22
+"""Of each edge, by which bounds are projected; as many as GDAL takes."""
 
 EQUATOR_RADIUS, ECCENTRICITY_SQUARED = 6_378_137.0, 6.694379990141e-3
 """The ellipsoid of WGS 84, in metres."""
@@ -104,7 +109,10 @@ def _is_upright(raster: DatasetReader) -> bool:
 
 
 def bounds_in(raster: DatasetReader, crs: CRS | None) -> tuple[float, float, float, float]:
-    """Left, bottom, right and top of `raster` in `crs`, the before scene's.
+    """Return left, bottom, right and top of `raster` in `crs`, the before scene's.
+
+    Where x repeats around the Earth, left is less than right for what crosses the antimeridian, too, so that one of
+    them lies beyond it.
 
     Raises `RasterError` where only one of the two has a CRS, or the bounds have no image in `crs`.
     """
@@ -123,7 +131,23 @@ def bounds_in(raster: DatasetReader, crs: CRS | None) -> tuple[float, float, flo
         raise RasterError(f"{raster.name}: bounds {bounds} have no place in {crs} ({cause_of(error)}).") from error
     if not all(map(math.isfinite, moved)):
         raise RasterError(f"{raster.name}: bounds {bounds} have no place in {crs}; check the CRS of both dates.")
-    return moved
+    return _in_one_piece(raster.crs, crs, bounds, moved)
+
+
+def _in_one_piece(
+    source: CRS, target: CRS, bounds: tuple[float, float, float, float], moved: tuple[float, float, float, float]
+) -> tuple[float, float, float, float]:
+    """`moved`, which is `bounds` in `target`, without a jump from one side of the Earth to the other."""
+    turn = turn_of(target)
+    if turn is None:
+        return moved
+    x = projected(source, target, edges(np.array([bounds]), BOUNDS_SEGMENTS, BOUNDS_SEGMENTS))[0, :, 0]
+    x = unwrapped(x, turn)
+    left, right = float(x.min()), float(x.max())
+    around = abs(x[-1] - x[0]) > turn / 2  # of a pole
+    if not math.isfinite(left) or around or 0 <= moved[2] - moved[0] <= (right - left) * (1 + 1e-6):
+        return moved
+    return left, moved[1], right, moved[3]
 
 
 def grid_of(rasters: Sequence[DatasetReader], resolution: float | None = None) -> Grid:
@@ -142,7 +166,8 @@ def grid_of(rasters: Sequence[DatasetReader], resolution: float | None = None) -
         if resolution is not None:
             raise RasterError(f"{first.name}: has no geotransform, so it has no metres; leave out --resolution.")
         return Grid(first.height, first.width, first.transform, first.crs)
-    lefts, bottoms, rights, tops = zip(*(bounds_in(raster, first.crs) for raster in rasters), strict=True)
+    boxes = _together([bounds_in(raster, first.crs) for raster in rasters], first.crs and turn_of(first.crs))
+    lefts, bottoms, rights, tops = zip(*boxes, strict=True)
     if resolution is None:
         x_size, y_size = abs(first.transform.a), abs(first.transform.e)
     else:
@@ -154,6 +179,27 @@ def grid_of(rasters: Sequence[DatasetReader], resolution: float | None = None) -
         raise RasterError(f"{first.name}: the scene is smaller than one pixel of {resolution} m; lower --resolution.")
     transform = Affine(x_size, 0.0, lefts[0] + left * x_size, 0.0, -y_size, tops[0] - top * y_size)
     return Grid(bottom - top, right - left, transform, first.crs)
+
+
+def _together(
+    boxes: list[tuple[float, float, float, float]], turn: float | None
+) -> list[tuple[float, float, float, float]]:
+    """The boxes, moved by whole turns around the Earth where they then span less of it; the first one stays."""
+    lefts, rights = np.array([(left, right) for left, _, right, _ in boxes]).T
+    if turn is None or len(boxes) == 1:
+        return boxes
+    starts = np.remainder(lefts - lefts[0], turn)
+    starts[starts > turn * (1 - 1e-12)] = 0  # rounding
+    order = np.argsort(starts, kind="stable")
+    reached = np.maximum.accumulate((starts + rights - lefts)[order])
+    gaps = np.append(starts[order][1:], turn) - reached
+    widest = int(np.argmax(gaps))
+    if turn - gaps[widest] >= (rights.max() - lefts.min()) * (1 - 1e-9):
+        return boxes
+    moves = lefts[0] + starts - lefts
+    moves[order[widest + 1 :]] -= turn
+    moves = np.rint(moves / turn) * turn
+    return [(box[0] + move, box[1], box[2] + move, box[3]) for box, move in zip(boxes, moves.tolist(), strict=True)]
 
 
 def _pixel_size(raster: DatasetReader, middle: float, resolution: float) -> tuple[float, float]:

@@ -137,7 +137,7 @@ class PairReader:
     ) -> list[PlacedRaster]:
         """The rasters that overlap the grid, placed on it; closed with `stack`."""
         resampling = Resampling[self._options.resampling]
-        placed = [found for raster in rasters if (found := place(raster, self.grid, resampling, is_mask=is_mask))]
+        placed = [one for raster in rasters for one in place(raster, self.grid, resampling, is_mask=is_mask)]
         for found in placed:
             stack.callback(found.source.close)
         return placed
