@@ -22,6 +22,7 @@ from hisem.archive.acquisitions import (
     collected,
 )
 from hisem.archive.catalogue import absolute_paths, read_rows
+from hisem.archive.geometries import parsed
 from hisem.errors import AcquisitionsError
 from hisem.schemas import TIMESTAMP
 
@@ -79,8 +80,8 @@ def _acquisition(row: Mapping[str, Any], number: int, uri: str, folder: str) -> 
 def _geometry(value: Any) -> shapely.Geometry | None:
     """WKB or WKT as a geometry. Raises `Unusable` where it is neither."""
     try:
-        return shapely.from_wkb(value) if isinstance(value, bytes) else shapely.from_wkt(value)
-    except (shapely.errors.ShapelyError, TypeError) as error:
+        return parsed(value if isinstance(value, (bytes, str)) else str(value) if value is not None else None)
+    except ValueError as error:
         raise Unusable(Reason.NO_GEOMETRY, f"its geometry is neither WKB nor WKT: {error}") from error
 
 

@@ -183,8 +183,8 @@ def joined(pieces: list[shapely.Geometry]) -> shapely.Geometry | None:
 def polygonal(geometry: shapely.Geometry) -> shapely.Geometry:
     """Return the polygons of `geometry`, without the lines and points that repairs leave."""
     parts = shapely.get_parts(geometry)
-    while len(deep := parts[shapely.get_type_id(parts) > shapely.GeometryType.POLYGON]):
-        parts = np.concatenate([np.setdiff1d(parts, deep), shapely.get_parts(deep)])
+    while (deep := shapely.get_type_id(parts) > shapely.GeometryType.POLYGON).any():
+        parts = np.concatenate([parts[~deep], shapely.get_parts(parts[deep])])
     polygons = parts[shapely.get_type_id(parts) == shapely.GeometryType.POLYGON]
     return polygons[0] if len(polygons) == 1 else shapely.multipolygons(polygons)
 

@@ -204,8 +204,7 @@ def _touch_earth(crs: CRS, cells: Floats, strict: bool) -> Flags:
     points = [(left, bottom), (right, bottom), (right, top), (left, top), ((left + right) / 2, (bottom + top) / 2)]
     places = np.stack([np.stack(point, axis=-1) for point in points], axis=1).reshape(-1, 1, 2)
     degrees = to_degrees(crs, places, strict=strict)
-    found: Flags = np.isfinite(degrees[:, 0, 0]).reshape(-1, len(points)).any(axis=1)
-    return found
+    return np.asarray(np.isfinite(degrees[:, 0, 0]).reshape(-1, len(points)).any(axis=1))
 
 
 def _lattice(boxes: Floats) -> Floats:

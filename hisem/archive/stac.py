@@ -26,6 +26,7 @@ from hisem.archive.acquisitions import (
     checked_time,
     collected,
 )
+from hisem.archive.geometries import parsed
 from hisem.errors import AcquisitionsError, ConfigError
 
 SUFFIXES = (".json", ".geojson")
@@ -199,8 +200,8 @@ def _acquisition(document: Any, where: str, href: str | None, assets: AssetChoic
 def _geometry(geometry: Any) -> shapely.Geometry | None:
     """GeoJSON as a geometry. Raises `Unusable` where it is none."""
     try:
-        return None if geometry is None else shapely.from_geojson(json.dumps(geometry))
-    except shapely.errors.ShapelyError as error:
+        return parsed(geometry if isinstance(geometry, dict) or geometry is None else {"type": str(geometry)[:40]})
+    except ValueError as error:
         raise Unusable(Reason.NO_GEOMETRY, f"its geometry cannot be read: {error}") from error
 
 
