@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 import re
+import subprocess
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import requests
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -66,6 +72,33 @@ def test_it_does_not_run_as_root() -> None:
     assert arguments("USER") == ["0", "1000:100"]  # as the securityContext of all pods has it
     last = max(place for place, (name, _) in enumerate(instructions()) if name == "USER")
     assert "apt-get" not in " ".join(rest for _, rest in instructions()[last:])
+
+
+def asked_by_the_head(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The hosts that the head of a cluster, whose usage statistics are off, asks when it starts."""
+    from ray.dashboard.modules.usage_stats.usage_stats_head import UsageStatsHead
+
+    async def nothing() -> None:
+        pass
+
+    def refuse(url: str, **_: Any) -> None:
+        asked.append(str(urlsplit(url).hostname))
+        raise requests.exceptions.ConnectTimeout
+
+    asked: list[str] = []
+    monkeypatch.setattr(requests, "get", refuse)
+    head = SimpleNamespace(usage_stats_enabled=False, _report_disabled_usage_async=nothing)
+    asyncio.run(UsageStatsHead.run(head))
+    return asked
+
+
+def test_a_head_asks_no_metadata_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    metadata = {"169.254.169.254", "metadata.google.internal"}
+    assert set(asked_by_the_head(monkeypatch)) == metadata  # where nothing is done; else what is done could go
+    (command,) = [run for run in arguments("RUN") if "ray_bootstrap_config" in run]
+    subprocess.run(command.replace("/home/ray", str(tmp_path)), shell=True, check=True)
+    assert asked_by_the_head(monkeypatch) == []
 
 
 def test_what_is_copied_is_there_and_let_in() -> None:

@@ -7,7 +7,9 @@ import importlib.util
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ OBJECTS: dict[str, Object] = {
 }
 
 VARIABLES = set(re.findall(r"\b[A-Z]+(?:_[A-Z0-9]+)+\b", README))
-SIZES = {"cpu", "memory", "nvidia.com/gpu"}
+SIZES = {"cpu", "memory", "ephemeral-storage", "nvidia.com/gpu"}
 NAMES = {
     "data": VARIABLES,
     "stringData": VARIABLES,
@@ -133,13 +135,28 @@ def clusters() -> dict[str, Object]:
     return found | {item["metadata"]["name"]: item["spec"]["rayClusterSpec"] for item in of_kind("RayJob")}
 
 
+KINDS = {
+    "jobTemplate": "submit",
+    "submitterPodTemplate": "submit",
+    "headGroupSpec": "head",
+    "workerGroupSpecs": "worker",
+}
+
+
 def pods() -> list[tuple[str, Object]]:
-    """Every pod's spec with what it is: head, worker or submit."""
-    found = [("submit", item["spec"]["jobTemplate"]["spec"]["template"]["spec"]) for item in of_kind("CronJob")]
-    for spec in clusters().values():
-        found.append(("head", spec["headGroupSpec"]["template"]["spec"]))
-        found += [("worker", group["template"]["spec"]) for group in spec["workerGroupSpecs"]]
-    return found
+    """Every pod's spec, wherever one stands, with what it is: head, worker or submit."""
+    found = [
+        (path, value) for path, value in walk(list(OBJECTS.values())) if path[-1] == "spec" and "containers" in value
+    ]
+    return [(next(KINDS[key] for key in path if key in KINDS), spec) for path, spec in found]
+
+
+def containers() -> list[tuple[Object, Object]]:
+    """Every container with the spec of its pod; the autoscaler's is one that KubeRay adds to the head's."""
+    found = [(container, pod) for _, pod in pods() for container in pod["containers"]]
+    return found + [
+        (spec["autoscalerOptions"], spec["headGroupSpec"]["template"]["spec"]) for spec in clusters().values()
+    ]
 
 
 def test_what_is_referred_to_is_there() -> None:
@@ -174,14 +191,75 @@ def test_images_are_to_be_set_and_fit_the_node() -> None:
     assert {spec["rayVersion"] for spec in clusters().values()} == {pinned["ray"]}
 
 
+def test_each_job_and_cluster_has_the_pods_that_it_makes() -> None:
+    made = {
+        "RayCluster": {"head": 1, "worker": 2},
+        "RayJob": {"head": 1, "worker": 1, "submit": 1},
+        "CronJob": {"submit": 1},
+    }
+    expected = sum((Counter(made.get(item["kind"], {})) for item in OBJECTS.values()), Counter())
+    assert Counter(kind for kind, _ in pods()) == expected
+    for job in of_kind("RayJob"):
+        assert job["spec"]["submissionMode"] == "K8sJobMode"  # of another mode the template would not count
+
+
+def test_containers_are_confined() -> None:
+    for container, pod in containers():
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        limits, requests = container["resources"]["limits"], container["resources"]["requests"]
+        for kind in ("memory", "ephemeral-storage"):
+            assert limits[kind] == requests[kind]
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        assert all(set(volume) == {"name", "emptyDir"} for volume in volumes.values())
+        assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/tmp", "/home/ray/.cache"}
+        assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
+
+
+def covers(rule: Object, address: str) -> bool:
+    """True if a rule of egress lets packets to `address`, of no pod, pass."""
+    blocks = [peer["ipBlock"] for peer in rule.get("to", [{"ipBlock": {"cidr": "0.0.0.0/0"}}]) if "ipBlock" in peer]
+    wanted = ip_address(address)
+    return any(
+        wanted in ip_network(block["cidr"]) and not any(wanted in ip_network(hole) for hole in block.get("except", []))
+        for block in blocks
+        if ip_network(block["cidr"]).version == wanted.version
+    )
+
+
+def test_no_pod_reaches_the_metadata_service() -> None:
+    (policy,) = (item["spec"] for item in of_kind("NetworkPolicy") if "Egress" in item["spec"]["policyTypes"])
+    assert policy["podSelector"] == {}  # submitting pods, too
+    for closed in ("169.254.169.254", "fd00:ec2::254", "fd20:ce::254"):
+        assert not any(covers(rule, closed) for rule in policy["egress"]), closed
+    for needed in ("52.219.0.1", "10.96.0.1", "169.254.170.23", "2600:1f00::1"):  # S3, a service, EKS Pod Identity
+        assert any(covers(rule, needed) for rule in policy["egress"]), needed
+    assert {"namespaceSelector": {}} in [peer for rule in policy["egress"] for peer in rule["to"]]  # DNS
+
+
+def test_ports_of_training_are_open_to_nodes_of_ray_alone() -> None:
+    (policy,) = (item["spec"] for item in of_kind("NetworkPolicy") if "Ingress" in item["spec"]["policyTypes"])
+    assert policy["podSelector"] == {"matchLabels": {"ray.io/is-ray-node": "yes"}}
+    everywhere = [peer for rule in policy["ingress"] if "ports" not in rule for peer in rule["from"]]
+    assert everywhere == [{"podSelector": policy["podSelector"]}]
+    rest = {port["port"] for rule in policy["ingress"] for port in rule.get("ports", [])}
+    assert rest == {8265, 8080}
+
+
 def test_pods_have_no_more_rights_than_they_need() -> None:
     assert {spec["authOptions"]["mode"] for spec in clusters().values()} == {"token"}
     for kind, pod in pods():
         (container,) = pod["containers"]
-        assert pod["securityContext"]["runAsNonRoot"]
-        assert pod["securityContext"]["runAsUser"] == 1000
-        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-        assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
+        assert pod["securityContext"] == {
+            "runAsNonRoot": True,
+            "runAsUser": 1000,
+            "runAsGroup": 100,
+            "fsGroup": 100,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
         assert pod.get("automountServiceAccountToken", True) == (kind == "head")  # it reads the RayCluster
         sources = [source.get("secretRef", {}).get("name") for source in container.get("envFrom", [])]
         assert ("hisem-tracking" in sources) == (kind == "head")
