@@ -19,7 +19,7 @@ if not sys.stderr.isatty():
 # Where Ray is imported already it has read its mode, and turns its own authentication on unless a mode is set.
 if (
     "ray" not in sys.modules
-    and not os.environ.get("RAY_ADDRESS")
+    and os.environ.get("RAY_ADDRESS", "") in ("", "local")
     and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token"
 ):
     # A Ray that we start ourselves lives as long as this process, and so does its token. A cluster that we

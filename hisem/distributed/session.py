@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -19,12 +18,12 @@ import ray.exceptions
 from ray.job_config import JobConfig
 
 from hisem import logs
-from hisem.distributed import budget
+from hisem.distributed import budget, ray_folder
+from hisem.distributed.address import reachable
 from hisem.errors import HisemError, ResourceError
 
 log = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 10
 BLOCKS: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None, "max_retries": 8}
 """For `map_batches`: tasks that take whole blocks as Arrow tables. One whose process or node has died runs again so
 often, where Ray's own default is for ever."""
@@ -43,14 +42,19 @@ def cluster() -> Iterator[None]:
         with _expected():
             yield
         return
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        _require_answer(address)
+    named = os.environ.get("RAY_ADDRESS")
+    if named == "local":
+        named = None
+    address = reachable(named) if named else None
+    if address is None:
+        ray_folder.require_usable()
     interrupt = signal.getsignal(signal.SIGTERM)
     try:
         _init(address)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-        what = f"RAY_ADDRESS={address}: the cluster there cannot be joined" if address else "Ray cannot be started here"
+        if not address:
+            ray_folder.require_usable()  # what Ray gives as the reason may only follow from a disk that is full
+        what = f"RAY_ADDRESS={named}: the cluster there cannot be joined" if address else "Ray cannot be started here"
         raise ResourceError(f"{what}: {error}.") from error
     if interrupt is signal.default_int_handler:  # Ray puts its own in its place, which is no interruption
         signal.signal(signal.SIGTERM, interrupt)
@@ -86,6 +90,7 @@ def _init(address: str | None, again: bool = True) -> None:
             raise
         if not again:
             raise ResourceError(f"Ray cannot be started here: {error}") from error
+        ray_folder.require_usable()  # a disk that has become full looks the same
         for started in set(me.children(recursive=True)) - set(before):
             with suppress(psutil.NoSuchProcess):
                 started.kill()
@@ -133,20 +138,6 @@ def expected(error: BaseException) -> HisemError | None:
     while inner is not None and (isinstance(inner, ray.exceptions.RayError) or not isinstance(inner, HisemError)):
         inner = getattr(inner, "cause", None) or inner.__cause__
     return inner
-
-
-def _require_answer(address: str) -> None:
-    """Raise `ResourceError` where nothing listens at HOST:PORT; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdigit()):
-        return  # `auto` and the like are Ray's to understand
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        raise ResourceError(
-            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}). Unset RAY_ADDRESS to run on this machine, "
-            "or start the cluster."
-        ) from error
 
 
 def cpus() -> float:
