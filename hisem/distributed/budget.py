@@ -34,6 +34,14 @@ def sizes(resources: Mapping[str, float]) -> dict[str, float]:
     return {kind: float(resources.get(kind, 0)) for kind in KINDS}
 
 
+def places_for(cpu: float, gpu: float) -> int:
+    """How many processes of `cpu` and `gpu` each the nodes that are there could run at once."""
+    nodes = [sizes(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return sum(
+        int(min(node[kind] / each + 1e-9 for kind, each in (("CPU", cpu), ("GPU", gpu)) if each)) for node in nodes
+    )
+
+
 def most() -> dict[str, float]:
     """CPUs and GPUs of the cluster with all nodes that its autoscaler may start; without one, `present()`.
 

@@ -25,7 +25,7 @@ from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.tiles import Tile, read_tiles
 from hisem.captions.change import change_bbox, quantised
 from hisem.captions.options import GREEDY, Captioning
-from hisem.distributed import session
+from hisem.distributed import budget, session
 from hisem.distributed.attempts import attempted, key
 from hisem.distributed.index import tile_blocks
 from hisem.distributed.shipping import Shipped, ship, unpack
@@ -79,7 +79,7 @@ class CaptionOptions:
 def with_captioners(options: CaptionOptions) -> CaptionOptions:
     """`options` with a number of captioners. Raises `ResourceError` where they, and what feeds them, can never run."""
     asked = options.captioning
-    count = asked.captioners or max(1, session.places_for(asked.cpus, int(asked.gpu)))
+    count = asked.captioners or max(1, budget.places_for(asked.cpus, int(asked.gpu)))
     # A captioner with a GPU is fed by readers beside it.
     what, remedy = f"captioning with {count} captioner(s)", "Give fewer --captioners or --cpus, or a larger cluster."
     session.require(count * asked.cpus + int(asked.gpu), count if asked.gpu else 0, what, remedy)

@@ -18,6 +18,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from hisem import tracking
 from hisem.distributed import session
 from hisem.distributed.dataset import EvenTrainingExactValidation, Split, pixels
+from hisem.distributed.process_group import BoundTorchConfig
 from hisem.distributed.shipping import ship
 from hisem.distributed.supervisor import Event, Failures, supervised
 from hisem.distributed.waiting import Asked
@@ -106,6 +107,7 @@ def _run(job: Job, asked: Asked, orders: Orders) -> None:
         trainer = ray.train.torch.TorchTrainer(
             train_worker,
             train_loop_config={"orders": orders},
+            torch_config=BoundTorchConfig(),
             datasets={name: pixels(split) for name, split in job.splits.items()},
             dataset_config=EvenTrainingExactValidation(),
             scaling_config=ScalingConfig(
@@ -189,7 +191,7 @@ def _asked(execution: Execution) -> Asked:
     what, remedy = f"training with {execution.least} worker(s)", "Give fewer --workers or a larger cluster."
     session.require(execution.least * cpu + reading, execution.least * gpu, what, remedy)
     session.require_places(execution.least, cpu, gpu, what, remedy)
-    return Asked(execution.least, cpu, gpu)
+    return Asked(execution.least, cpu, gpu, grouped=True)
 
 
 def worker_cpus(workers: int) -> float:

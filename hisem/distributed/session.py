@@ -167,7 +167,7 @@ def require_places(count: int, cpu: float, gpu: float, what: str, remedy: str) -
     """
     if budget.most() != budget.present():
         return
-    places = places_for(cpu, gpu)
+    places = budget.places_for(cpu, gpu)
     if places < count:
         nodes = [budget.sizes(node["Resources"]) for node in ray.nodes() if node["Alive"]]
         sizes = ", ".join(f"{node['CPU']:g} CPUs" + (f" and {node['GPU']:g} GPUs" if gpu else "") for node in nodes)
@@ -176,14 +176,6 @@ def require_places(count: int, cpu: float, gpu: float, what: str, remedy: str) -
             f"{f' and {gpu:g} GPU(s)' if gpu else ''}, each on one node; the cluster has {places} "
             f"(its nodes: {sizes}). {remedy}"
         )
-
-
-def places_for(cpu: float, gpu: float) -> int:
-    """How many processes of `cpu` and `gpu` each the nodes that are there could run at once."""
-    nodes = [budget.sizes(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    return sum(
-        int(min(node[kind] / each + 1e-9 for kind, each in (("CPU", cpu), ("GPU", gpu)) if each)) for node in nodes
-    )
 
 
 def configure() -> None:

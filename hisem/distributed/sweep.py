@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import ray
 import ray.tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from hisem import logs, provenance, storage, tracking
@@ -27,6 +27,7 @@ from hisem.distributed.shared_storage import require_shared
 from hisem.distributed.sweep_file import SweepFile
 from hisem.distributed.sweep_results import Ended, close_children, collect, publish, read_trials
 from hisem.distributed.trial import CHOICE, EPOCH, TrialOrders, TrialRun, drawn, mark_over
+from hisem.distributed.tune_state import TUNE, Halving, TuneState
 from hisem.errors import ConfigError, TrackingError
 from hisem.report.sweep import Trial
 from hisem.training.execution import Execution
@@ -34,9 +35,6 @@ from hisem.training.search import Search
 from hisem.training.space import Space
 
 log = logging.getLogger(__name__)
-
-TUNE = "tune"
-"""Folder of Ray Tune's own state under the sweep's."""
 
 DECIDING = ("samples", "search", "asha", "seed")
 """What of `Search` may not change when a sweep goes on."""
@@ -188,11 +186,12 @@ def _search(
     trainable = ray.tune.with_resources(ray.tune.with_parameters(TrialRun, orders=orders), {"cpu": 0, here: 0.001})
     listener = _Listener(options, len(draws) if draws else options.search.samples)
     _Callback.hear = listener
+    _Callback.state = Halving.state = TuneState(options.folder)
     fs, path = storage.filesystem(storage.join(options.folder, TUNE))
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would end a sweep that is interrupted as if it were done
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # prints tables whatever it is told
-    if ray.tune.Tuner.can_restore(path, storage_filesystem=fs):
+    if _Callback.state.restore():
         log.info("sweep %s goes on where it stopped", options.name)
         tuner = ray.tune.Tuner.restore(
             path, trainable, resume_errored=options.search.retry_failed, storage_filesystem=fs
@@ -242,7 +241,7 @@ def _searcher(options: SweepOptions) -> OptunaSearch:
 def _scheduler(options: SweepOptions) -> FIFOScheduler:
     if not options.search.asha:
         return FIFOScheduler()
-    return ASHAScheduler(time_attr=EPOCH, max_t=options.space.base.training.epochs, reduction_factor=3)
+    return Halving(time_attr=EPOCH, max_t=options.space.base.training.epochs, reduction_factor=3)
 
 
 class _Listener:
@@ -305,9 +304,11 @@ class _Callback(ray.tune.Callback):
     """Tells the sweep of this process. Ray Tune stores its callbacks and brings them back without what they hold."""
 
     hear: ClassVar[_Listener]
+    state: ClassVar[TuneState]
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
-        """See `_Listener`."""
+        """See `_Listener` and `TuneState`."""
+        self.state.take(trials)
         self.hear.step(trials)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
@@ -323,5 +324,6 @@ class _Callback(ray.tune.Callback):
         self.hear.over(trials, trial, error=True)
 
     def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
-        """See `_Listener`."""
+        """See `_Listener` and `TuneState`."""
+        self.state.take(trials)
         self.hear.end(trials)

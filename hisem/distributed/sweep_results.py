@@ -6,7 +6,7 @@ SWEEP/trials.parquet             one row a trial
 SWEEP/reports.parquet            one row an epoch of a trial
 SWEEP/figures/*.png
 SWEEP/best.yaml                  settings for `train.py --config`
-SWEEP/tune/                      Ray Tune's own state, by which a sweep goes on
+SWEEP/tune.zip, SWEEP/tune/      Ray Tune's own state, by which a sweep continues (see `tune_state.py`)
 """
 
 from __future__ import annotations

@@ -33,11 +33,25 @@ class Asked:
     cpu: float
     gpu: int
     name: str = "worker(s)"
+    grouped: bool = False
+    """They start together, as one placement group of Ray."""
 
     def missing(self) -> str:
-        """What is waited for, with the numbers."""
+        """What is waited for, with the numbers: room, or, where there is room, the start."""
         each = f"{self.cpu:g} CPUs" + (f" and {self.gpu} GPU" if self.gpu else "")
+        if self._have_room():
+            return f"{self.count} {self.name} of {each} each are starting"
         return f"waiting for {self.count} {self.name} of {each} each to start; {free()}"
+
+    def _have_room(self) -> bool:
+        """True if what is asked for is free, or taken by those that wait for nothing but their start."""
+        left = budget.sizes(ray.available_resources())
+        if budget.places_for(self.cpu, self.gpu) < self.count:
+            return False
+        if all(left[kind] + 1e-9 >= self.count * each for kind, each in (("CPU", self.cpu), ("GPU", self.gpu))):
+            return True
+        states = {group["state"] for group in ray.util.placement_group_table().values()} if self.grouped else set()
+        return states - {"REMOVED"} == {"CREATED"}
 
 
 def free() -> str:

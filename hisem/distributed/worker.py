@@ -40,7 +40,7 @@ from hisem.training.batches import Batch, Collate, local_batch_sizes, rebatch
 from hisem.training.checkpoints import BUNDLE, Checkpoints, Progress, load_optimizer, read_progress, save_optimizer
 from hisem.training.epoch import EpochSums, StepReport, make_optimizer, train_epoch
 from hisem.training.evaluation import TileResult, caption_batches, expert_load, results_table, router_curve, score
-from hisem.training.objective import gathered
+from hisem.training.exchange import gathered, of_first
 from hisem.training.recipe import NEED_METEOR, Experiment
 
 VALIDATION = "validation.parquet"
@@ -187,13 +187,12 @@ class Worker:
     def _validate(self, collate: Collate, scorer: CaptionScorer | None) -> tuple[list[TileResult], dict[str, float]]:
         """What the model says of the validation tiles of all workers, by tile, and what it scores: on all workers."""
         batches = (collate(columns) for columns in ray.train.get_dataset_shard("val").iter_batches(batch_size=64))
-        parts = gathered(caption_batches(self.hisem, batches))
-        results = sorted((result for part in parts for result in part), key=lambda result: result.tile_id)
+        parts = gathered([asdict(result) for result in caption_batches(self.hisem, batches)])
+        results = sorted((TileResult(**row) for part in parts for row in part), key=lambda result: result.tile_id)
         # Scored by one: METEOR is a process of its own, and workers may share a machine.
-        scored = [score(results, scorer) | routing_metrics(results) if scorer is not None else {}]
-        if dist.is_initialized():
-            dist.broadcast_object_list(scored)
-        metrics = scored[0]
+        metrics: dict[str, float] = of_first(
+            score(results, scorer) | routing_metrics(results) if scorer is not None else {}
+        )
         if self.recipe.metric not in metrics:
             raise TrainingError(
                 f"training.metric={self.recipe.metric} cannot be scored: METEOR and S*m need a Java runtime on the "
@@ -272,7 +271,7 @@ def routing_metrics(results: Sequence[TileResult]) -> dict[str, float]:
     load, curve = expert_load(results), router_curve(results)
     if load is None or curve is None:
         return {}
-    best = {f"best_{name}": value for name, value in curve.best()._asdict().items()}
+    best = {f"best_{name}": float(value) for name, value in curve.best()._asdict().items()}
     return best | {f"expert_{number}": float(share) for number, share in enumerate(load / max(1, load.sum()))}
 
 

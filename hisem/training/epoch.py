@@ -21,7 +21,8 @@ from hisem.errors import TrainingError
 from hisem.model.hisem import HiSem, HiSemOutput
 from hisem.text.vocabulary import NULL
 from hisem.training.batches import Batch, micro_batches
-from hisem.training.objective import Counts, gathered, moved_pairs, objective, rank, summed, totals, world_size
+from hisem.training.exchange import gathered
+from hisem.training.objective import Counts, moved_pairs, objective, rank, summed, totals, world_size
 from hisem.training.recipe import Precision, TrainingConfig
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,8 +16,6 @@ from torch import Tensor
 from hisem.model.hisem import HiSemOutput
 from hisem.text.vocabulary import NULL
 from hisem.training.recipe import TrainingConfig
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,15 +49,6 @@ def world_size() -> int:
 def rank() -> int:
     """Number of this worker; 0 outside a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
-
-
-def gathered(value: T) -> list[T]:
-    """The `value` of every worker, by rank."""
-    if not dist.is_initialized():
-        return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def summed(values: Tensor) -> Tensor:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -67,6 +72,51 @@ def shards(archive, tmp_path_factory, ray_cluster) -> str:
     return folder
 
 
+@dataclass(frozen=True)
+class Port:
+    """An open port of a process that this one started."""
+
+    process: int
+    of_worker: bool
+    """Of a worker of training."""
+    address: str
+    number: int
+
+
+TRAINING_PORTS: set[Port] = set()
+"""What was open while `trained` was trained."""
+
+
+@contextmanager
+def watched_ports(seen: set[Port]) -> Iterator[None]:
+    """Add to `seen` what the processes below this one listen at meanwhile."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.2):
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    of_worker = "TrainWorker" in " ".join(process.cmdline())
+                    found = [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+                except psutil.Error:  # it has ended
+                    continue
+                seen.update(Port(process.pid, of_worker, c.laddr.ip, c.laddr.port) for c in found)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def ports_of_training(trained) -> set[Port]:
+    """What was open while `trained` was trained."""
+    return TRAINING_PORTS
+
+
 @pytest.fixture(scope="session")
 def trained(shards, tmp_path_factory):
     """A run of two epochs on two workers: its options and summary."""
@@ -75,7 +125,8 @@ def trained(shards, tmp_path_factory):
 
     root = str(tmp_path_factory.mktemp("runs"))
     options = TrainOptions(shards, storage.join(root, "runs"), "tiny", tracking.sqlite_uri(root))
-    return options, train(tiny(), options)
+    with watched_ports(TRAINING_PORTS):
+        return options, train(tiny(), options)
 
 
 @pytest.fixture
