@@ -18,7 +18,7 @@ import ray.exceptions
 from ray.job_config import JobConfig
 
 from hisem import logs
-from hisem.distributed import budget, ray_folder
+from hisem.distributed import budget, ray_folder, ray_output
 from hisem.distributed.address import reachable
 from hisem.errors import HisemError, ResourceError
 
@@ -76,15 +76,16 @@ def _init(address: str | None, again: bool = True) -> None:
     me = psutil.Process()
     before = me.children(recursive=True)
     try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,  # for who starts clusters; it takes seconds and memory
-            dashboard_host="127.0.0.1",
-            logging_level=logging.WARNING,
-            log_to_driver=bool(os.environ.get("HISEM_WORKER_LOGS")),
-            configure_logging=not logs.wants_json(),
-            job_config=_job_config(),
-        )
+        with ray_output.filtered():
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,  # for who starts clusters; it takes seconds and memory
+                dashboard_host="127.0.0.1",
+                logging_level=logging.WARNING,
+                log_to_driver=bool(os.environ.get("HISEM_WORKER_LOGS")),
+                configure_logging=not logs.wants_json(),
+                job_config=_job_config(),
+            )
     except Exception as error:  # a plain one in that case
         if address or "timed out during startup" not in str(error):
             raise
