@@ -16,6 +16,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("RAY_task_oom_retries", "8")
 if not sys.stderr.isatty():
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+if os.environ.get("RAY_ADDRESS", "") not in ("", "local"):
+    # Tries to reach a cluster, and the seconds of each; Ray's own are nine minutes, without a word.
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+    os.environ.setdefault("RAY_py_gcs_connect_timeout_s", "10")
 # Where Ray is imported already it has read its mode, and turns its own authentication on unless a mode is set.
 if (
     "ray" not in sys.modules

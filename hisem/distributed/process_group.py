@@ -70,7 +70,7 @@ class _BoundBackend(Backend):
             log.warning("the workers have not left their process group in %.0f s: they are ended", LEAVE_SECONDS)
 
 
-_store: dist.TCPStore | None = None
+_store: Any = None
 """The store that this process serves, until the group has it."""
 
 
@@ -82,7 +82,7 @@ def open_store(address: str, count: int, seconds: float) -> int:
         listener.bind((address, 0))
         listener.listen(max(64, 2 * count))
         port: int = listener.getsockname()[1]
-        _store = dist.TCPStore(
+        _store = dist.TCPStore(  # type: ignore[attr-defined]
             address,
             port,
             count,
@@ -99,7 +99,8 @@ def join(backend: str, rank: int, count: int, address: str, store_at: tuple[str,
     global _store
     timeout = timedelta(seconds=seconds)
     store = _store if rank == 0 else None
-    store = store or dist.TCPStore(*store_at, count, is_master=False, timeout=timeout)
+    if store is None:
+        store = dist.TCPStore(*store_at, count, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
     _store = None
     interface = interface_of(address)
     if interface is not None:

@@ -48,14 +48,19 @@ def cluster() -> Iterator[None]:
     address = reachable(named) if named else None
     if address is None:
         ray_folder.require_usable()
+    else:
+        log.info("Ray: joining the cluster at %s", address)
     interrupt = signal.getsignal(signal.SIGTERM)
     try:
         _init(address)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         if not address:
             ray_folder.require_usable()  # what Ray gives as the reason may only follow from a disk that is full
-        what = f"RAY_ADDRESS={named}: the cluster there cannot be joined" if address else "Ray cannot be started here"
-        raise ResourceError(f"{what}: {error}.") from error
+            raise ResourceError(f"Ray cannot be started here: {error}.") from error
+        raise ResourceError(
+            f"RAY_ADDRESS={named}: the cluster there cannot be joined: {str(error).rstrip('.')}. Where it asks for a "
+            "token: RAY_AUTH_MODE=token, and the cluster's own in RAY_AUTH_TOKEN or ~/.ray/auth_token."
+        ) from error
     if interrupt is signal.default_int_handler:  # Ray puts its own in its place, which is no interruption
         signal.signal(signal.SIGTERM, interrupt)
     configure()
@@ -191,6 +196,9 @@ def configure() -> None:
         return
     for name in ("ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Log the traceback of each trial that fails, which is one line of ours.
+    for name in ("ray.tune.execution.tune_controller", "ray.tune.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # Logs the stack of each exception that it also raises, and warns that no CPU is free whenever all are at
     # work; `require` has checked the budget.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import ray
@@ -273,7 +275,10 @@ class _Listener:
             self._cut.add(trial.trial_id)
         elif not error:
             mark_over(options.folder, trial.trial_id)
-        log.info("trial %s %s  %s", trial.trial_id, "failed" if error else "is over", self._count(trials))
+        if error:
+            log.warning("trial %s failed  %s: %s", trial.trial_id, self._count(trials), _error(trial))
+        else:
+            log.info("trial %s is over  %s", trial.trial_id, self._count(trials))
         close_children(options.tracking, options.folder, "FAILED" if error else "KILLED", only=trial.trial_id)
 
     def end(self, trials: Sequence[Any]) -> None:
@@ -282,7 +287,7 @@ class _Listener:
             values, _ = drawn(trial.config)
             failed = trial.status == "ERROR"
             cut = trial.trial_id in self._cut
-            self.ended.append(Ended(trial.trial_id, values, failed, _brief(trial.get_error()), cut))
+            self.ended.append(Ended(trial.trial_id, values, failed, _error(trial), cut))
 
     def step(self, trials: Sequence[Any]) -> None:
         """Ray Tune has looked at its trials, as it does every second at least."""
@@ -294,10 +299,14 @@ class _Listener:
         return f"[{over} of {self._total} trials over, {states.count('RUNNING')} running]"
 
 
-def _brief(error: str | None) -> str:
-    """The last line of a traceback, which says what went wrong."""
-    lines = [line for line in (error or "").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else ""
+def _error(trial: Any) -> str:
+    """What went wrong at last in a trial; empty where nothing did."""
+    here = Path(trial.error_file or "")  # on the storage it is some seconds later
+    text = here.read_text() if here.is_file() else trial.get_error() or ""
+    lines = [line.strip() for line in text.rpartition("Failure # ")[2].splitlines()[1:] if line.strip()]
+    if "Traceback" in text:
+        return next((line for line in reversed(lines) if re.match(r"[\w.]+Error: ", line)), lines[-1])
+    return next(iter(lines), "")  # of a process that died; details follow
 
 
 class _Callback(ray.tune.Callback):

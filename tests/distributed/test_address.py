@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -119,3 +122,26 @@ def test_a_driver_beside_no_node_is_refused_unless_it_is_a_client(monkeypatch: p
         assert reachable(f"ray://127.0.0.1:{port}") == f"ray://127.0.0.1:{port}"
         with pytest.raises(ResourceError, match="no node of it runs on this machine"):
             reachable(f"127.0.0.1:{port}")
+
+
+JOIN = """
+from hisem.distributed import address, session
+address._require_node = lambda address: None
+try:
+    with session.cluster():
+        pass
+except session.ResourceError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)  # Ray's own patience is nine minutes
+def test_a_cluster_that_answers_no_more_ends_the_command() -> None:
+    with server(GRPC) as port:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        command = [sys.executable, "-c", JOIN]
+        done = subprocess.run(
+            command, env=environment | {"RAY_ADDRESS": f"127.0.0.1:{port}"}, capture_output=True, text=True, timeout=50
+        )
+    assert f"RAY_ADDRESS=127.0.0.1:{port}" in done.stdout, done.stderr

@@ -79,7 +79,7 @@ def test_a_folder_that_takes_no_file_is_named(
     def refused(**_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(ray_folder.tempfile, "NamedTemporaryFile", refused)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refused)
     with pytest.raises(ResourceError, match=word) as caught:
         ray_folder.require_usable()
     assert str(folder) in str(caught.value)

@@ -73,7 +73,9 @@ def test_messages_of_nodes_are_log_lines(
 def failing() -> None:
     """A start of Ray that writes and fails."""
     with ray_output.filtered():
-        os.write(2, b"one\nSet ray log level from environment variable RAY_BACKEND_LOG_LEVEL to 3\ntwo")
+        os.write(
+            2, b"[1 W 2] one\n[2 W 2] one\nSet ray log level from environment variable RAY_BACKEND_LOG_LEVEL to 3\ntwo"
+        )
         raise KeyError
 
 
@@ -84,4 +86,4 @@ def test_what_else_is_written_meanwhile_is_kept(
     monkeypatch.setattr(logging.getLogger(), "level", logging.INFO)
     with pytest.raises(KeyError):
         failing()
-    assert capfd.readouterr().err == "one\ntwo"
+    assert capfd.readouterr().err == "[2 W 2] one\ntwo"

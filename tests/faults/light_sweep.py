@@ -71,12 +71,12 @@ def take_memory() -> None:
 
 def main(folder: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    sweep.TrialRun = LightTrial  # type: ignore[misc]
+    sweep.TrialRun = LightTrial  # type: ignore[misc,attr-defined]
     sweep._Listener = Listener  # type: ignore[misc]
     base = preset("demo", {"training": {"epochs": EPOCHS, "metric": "bleu_4"}})
     search = Search(TRIALS, concurrent=1, seed=3)
     options = sweep.SweepOptions(Space(SPACE, "space.py", base), folder, folder, "light", "", search)
-    sweep.close_children = lambda *_, **__: None
+    sweep.close_children = lambda *_, **__: None  # type: ignore[attr-defined]
     with session.cluster():
         orders = TrialOrders(options.space, folder, options.folder, "", "", Execution(workers=1))
         ended = sweep._search(options, None, 1, orders)

@@ -15,7 +15,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from tests.faults.conftest import ROOT, Start
+from tests.faults.conftest import ROOT, Driver, Start
 from tests.faults.light_sweep import EPOCHS, TRIALS
 
 SAMPLES = 3
@@ -47,6 +47,11 @@ def light_sweep(folder: Path, until: Callable[[str], bool] = lambda log: False, 
     return log.read_text(), True
 
 
+def first_epochs(count: int) -> Callable[[str], bool]:
+    """Whether `count` trials have passed their first epoch, by the output."""
+    return lambda log: log.count(f"epoch 1/{EPOCHS}") >= count
+
+
 def rows(log: str) -> list[Row]:
     return sorted((rate, epoch, error) for rate, epoch, error in json.loads(log.splitlines()[-1]))
 
@@ -59,8 +64,8 @@ def test_a_sweep_that_was_killed_stops_the_trials_that_an_undisturbed_one_stops(
     assert 2 <= sum(epoch < EPOCHS for _, epoch, _ in undisturbed) <= TRIALS - 2
 
     killed = tmp_path / "killed"
-    for first_epochs in (5, 2):  # that trials of this process pass before it is killed
-        log, ended = light_sweep(killed, lambda text, count=first_epochs: text.count(f"epoch 1/{EPOCHS}") >= count)
+    for passed in (5, 2):  # trials whose first epoch this process sees before it is killed
+        log, ended = light_sweep(killed, first_epochs(passed))
         assert not ended, log
     log, ended = light_sweep(killed)
     assert ended
@@ -83,7 +88,31 @@ def test_a_trial_that_the_memory_monitor_kills_is_one_failed_trial(tmp_path: Pat
     assert len(found) == TRIALS
     failed = [(epoch, error) for _, epoch, error in found if error]
     assert [epoch for epoch, _ in failed] == [0]
-    assert "memory" in failed[0][1]
+    assert "running low on memory" in failed[0][1]
+    assert "Traceback" not in log
+
+
+def trial_process(driver: Driver) -> psutil.Process:
+    """The process of the trial that runs."""
+    processes = psutil.Process(driver.process.pid).children(recursive=True)
+    (found,) = [process for process in processes if process.cmdline()[:1] == ["ray::ResourceTrainable.train"]]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_trial_whose_process_is_killed_is_one_failed_trial(start: Start, tmp_path: Path) -> None:
+    """As by the kernel, while its workers train: what they reserve is free for the next trial."""
+    flags = ("--samples", "2", "--concurrent", "1", "--training.epochs", "3", "--training.no-meteor")
+    driver = start("sweep", *flags, script="tune/sweep.py")
+    driver.wait_for(r"trial (\w+)  epoch 1/3")
+    trial_process(driver).kill()
+    text = driver.end()
+    table = pq.read_table(tmp_path / "storage" / "sweep" / "trials.parquet").to_pylist()
+    assert sorted(row["status"] for row in table) == ["failed", "finished"]
+    (failed,) = [row for row in table if row["status"] == "failed"]
+    assert "died" in failed["error"]
+    assert "Traceback" not in text
 
 
 @pytest.mark.slow
