@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import io
 import logging
+import struct
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,6 +35,9 @@ TRIALS, SEARCH, SEARCHER = "experiment_state-{}.json", "search_gen_state-{}.json
 """How Ray Tune calls its files; the start of a session, which is of the form `SESSION`, takes the place of {}."""
 
 SESSION = "%Y-%m-%d_%H-%M-%S"
+
+DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, ValueError, EOFError, RuntimeError, OverflowError, LookupError)
+"""What reading a damaged archive raises."""
 
 
 class TuneState:
@@ -63,7 +68,7 @@ class TuneState:
             names = {TUNER, *(name.format("") for name in (TRIALS, SEARCH, SEARCHER))}
             if TRIALS.format("") not in files or TUNER not in files or not names.issuperset(files):
                 raise ValueError(f"it holds {', '.join(sorted(files))}")
-        except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError) as error:
+        except DAMAGE as error:
             raise StorageError(f"{self._path}: damaged ({error}). Choose another --name.") from error
         # As the newest: a driver that was killed on this node may have left files of its own.
         now = time.strftime(SESSION)

@@ -146,26 +146,51 @@ def test_a_storage_that_fails_for_a_while_is_told_and_the_next_state_counts(
     assert TuneState(folder).restore()
 
 
-def damaged() -> list[bytes]:
-    """Archives cut short, empty, of other kinds, and with other files."""
+def archive(*names: str) -> bytes:
+    """A state of some files, as it is written."""
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        for name in ("tuner.pkl", "experiment_state-.json"):
-            archive.writestr(name, b"x" * 100)
-    whole = content.getvalue()
-    strange = io.BytesIO(whole)
-    with zipfile.ZipFile(strange, "a") as archive:
-        archive.writestr("../escaped.json", b"")
-    partial = io.BytesIO()
-    with zipfile.ZipFile(partial, "w") as archive:
-        archive.writestr("tuner.pkl", b"")
-    flipped = bytes([*whole[:40], whole[40] ^ 255, *whole[41:]])
-    return [b"", b"{}", whole[:50], whole[:-10], flipped, strange.getvalue(), partial.getvalue()]
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as made:
+        for name in names:
+            made.writestr(name, name * 20)
+    return content.getvalue()
 
 
-@pytest.mark.parametrize("content", damaged(), ids=range(7))
+WHOLE = archive("tuner.pkl", "experiment_state-.json", "rungs.pkl")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        archive(),
+        archive("tuner.pkl"),
+        archive("experiment_state-.json"),
+        archive("tuner.pkl", "experiment_state-.json", "../escaped.json"),
+    ],
+    ids=range(6),
+)
 def test_a_damaged_state_is_named(content: bytes, tmp_path: Path) -> None:
     storage.write_bytes(f"{tmp_path}/sweep/tune.zip", content)
     with pytest.raises(StorageError, match=r"tune\.zip"):
         TuneState(f"{tmp_path}/sweep").restore()
     assert {path.name for path in tmp_path.rglob("*.json")} == set()
+
+
+def test_no_damage_raises_anything_else(tmp_path: Path) -> None:
+    """Cut at every length, and with each byte another one: refused, or the same files."""
+    draw = random.Random(3)
+    cut = [WHOLE[:length] for length in range(len(WHOLE))]
+    other = [WHOLE[:n] + bytes([WHOLE[n] ^ draw.randrange(1, 256)]) + WHOLE[n + 1 :] for n in range(len(WHOLE))]
+    refused = 0
+    for content in [*cut, *other]:
+        (tmp_path / "tune.zip").write_bytes(content)
+        try:
+            TuneState(str(tmp_path)).restore()
+        except StorageError:
+            refused += 1
+            continue
+        assert (tmp_path / "tune" / "tuner.pkl").read_text() == "tuner.pkl" * 20
+        (state,) = (tmp_path / "tune").glob("experiment_state-2*.json")
+        assert state.read_text() == "experiment_state-.json" * 20
+    assert refused > len(cut)
