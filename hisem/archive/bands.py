@@ -11,7 +11,7 @@ import copy
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,8 @@ from rasterio import Env
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.io import DatasetReader, MemoryFile
 
-from hisem.archive.gdal import GDAL_ERRORS, cause_of, gdal_env
+from hisem.archive.encoding import sample_bits
+from hisem.archive.gdal import gdal_env, raster_errors
 from hisem.archive.options import ReadOptions
 from hisem.archive.raster import open_raster
 from hisem.errors import RasterError
@@ -65,7 +66,7 @@ def open_scene_raster(uri: str, names: Sequence[str], options: ReadOptions) -> D
     Raises `RasterError` as `open_raster` does, for bands that are not there, and for pixels that
     `options.scaling` cannot make 8 bit.
     """
-    with ExitStack() as stack:
+    with ExitStack() as stack, raster_errors(uri, "its metadata cannot be read"):
         raster = stack.enter_context(open_raster(uri))
         bands = tuple(_band(raster, name) for name in names) * (3 // len(names))
         _require_scalable(raster, bands, options)
@@ -126,9 +127,17 @@ def _require_scalable(raster: DatasetReader, bands: Sequence[int], options: Read
             f"{raster.name}: bands {', '.join(map(str, bands))} hold {' and '.join(kinds)}; one of "
             f"{', '.join(DTYPES)} is needed. Convert it first (gdal_translate -ot)."
         )
-    if any(raster.colorinterp[band - 1] == ColorInterp.palette for band in bands):
+    if any(_has_palette(raster, band) for band in bands):
         raise RasterError(
             f"{raster.name}: holds indexes into a palette; expand them first (gdal_translate -expand rgb)."
+        )
+    bits = {sample_bits(raster, band) for band in bands} - {None}
+    if bits and options.scaling in ("none", "dtype"):
+        most = 2 ** max(found for found in bits if found) - 1
+        raise RasterError(
+            f"{raster.name}: declares values of {' and '.join(map(str, sorted(bits, key=str)))} bits in {kinds[0]}, "
+            f"so that --scaling {options.scaling} would take {most} for less than white; choose --scaling range "
+            f"--scale-range 0 {most}, or percentiles."
         )
     if (options.scaling == "none" and kinds[0] != "uint8") or (options.scaling == "dtype" and kinds[0][0] == "f"):
         whole = "" if kinds[0][0] == "f" else "--scaling dtype, "
@@ -136,6 +145,15 @@ def _require_scalable(raster: DatasetReader, bands: Sequence[int], options: Read
             f"{raster.name}: found pixels of {kinds[0]}, which --scaling {options.scaling} does not make 8 bit; "
             f"choose --scaling percentiles, {whole}or --scaling range --scale-range LO HI."
         )
+
+
+def _has_palette(raster: DatasetReader, band: int) -> bool:
+    """True if a band holds indexes of colors, whatever its declared meaning."""
+    if raster.colorinterp[band - 1] == ColorInterp.palette:
+        return True
+    with suppress(ValueError):  # which rasterio raises where there is no color table
+        return bool(raster.colormap(band))
+    return False
 
 
 def _fits(value: float, dtype: str) -> bool:
@@ -151,19 +169,16 @@ def _view(raster: DatasetReader, bands: Sequence[int], validity: Validity) -> Ba
 
     Raises `RasterError` where the file is another format to GDAL at large than to `open_raster`.
     """
-    try:
-        with gdal_env(raster.name):
-            # A VRT opens its source by whichever driver claims it, allowed here or not. Nothing else is asked for,
-            # so that no file beside it is looked for.
-            with Env(GDAL_PAM_ENABLED="NO"), DatasetReader(raster.name, sharing=False) as again:
-                if again.driver != raster.driver:
-                    raise RasterError(f"{raster.name}: is {raster.driver} and {again.driver} at once; convert it.")
-            with MemoryFile(ext=".vrt") as file:
-                rasterio.shutil.copy(raster, file.name, driver="VRT")
-                whole = ET.fromstring(bytes(file.getbuffer()))
-            return BandView(_document(whole, bands, validity), raster)
-    except GDAL_ERRORS as error:
-        raise RasterError(f"{raster.name}: its bands cannot be chosen ({cause_of(error)}); copy it again.") from error
+    with raster_errors(raster.name, "its bands cannot be chosen"), gdal_env(raster.name):
+        # A VRT opens its source by whichever driver claims it, allowed here or not. Nothing else is asked for,
+        # so that no file beside it is looked for.
+        with Env(GDAL_PAM_ENABLED="NO"), DatasetReader(raster.name, sharing=False) as again:
+            if again.driver != raster.driver:
+                raise RasterError(f"{raster.name}: is {raster.driver} and {again.driver} at once; convert it.")
+        with MemoryFile(ext=".vrt") as file:
+            rasterio.shutil.copy(raster, file.name, driver="VRT")
+            whole = ET.fromstring(bytes(file.getbuffer()))
+        return BandView(_document(whole, bands, validity), raster)
 
 
 def _document(whole: ET.Element, bands: Sequence[int], validity: Validity) -> str:

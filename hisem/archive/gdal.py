@@ -6,6 +6,8 @@ import logging
 import os
 import posixpath
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from xml.sax.saxutils import escape
 
 import rasterio
@@ -15,19 +17,31 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.session import DummySession
 
-from hisem.errors import StorageError
+from hisem.errors import HisemError, RasterError, StorageError
 from hisem.object_store import reason, s3_endpoint
 from hisem.storage import is_remote
 
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError, ValueError)
-"""Everything that opening, reading, warping or transforming raises for bad input."""
+"""What transforming coordinates raises for bad input; for files see `raster_errors`."""
 
 DRIVERS = ["GTiff", "ENVI", "PNG", "JPEG", "JP2OpenJPEG"]
 """The formats that are opened. Rasters come from strangers, so all of them hold their own pixels: a VRT
 could name any file or address."""
 FORMATS = "GeoTIFF, COG, ENVI, PNG, JPEG and JPEG 2000"
 
+OWN_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".j2k", ".j2c")
+"""How names of the formats end that need no header beside them."""
+
 DAMAGED = "the file is damaged or incomplete: copy it again"
+MISSING_CODEC = (
+    "This GDAL has no decoder for such a file, which may be sound: convert it where one is, "
+    "with gdal_translate -co COMPRESS=DEFLATE"
+)
+LACKS_CODEC = r"missing codec|not configured|Unsupported JPEG (data|process)|SOF type|arithmetic"
+"""How GDAL and its libraries say that they cannot decode something."""
+
+LINE, LINES = 4096, 2**31 - 1
+"""Bytes of a line, and lines, of the picture as which `raw_bytes` sees a file."""
 
 # MB of decoded blocks a process keeps; GDAL's own default is a share of the machine, which many workers would
 # multiply. Not among the options below: they come and go with each call, and a cache that is resized is emptied,
@@ -108,19 +122,55 @@ def has_query(uri: str) -> bool:
     return "?" in uri and is_remote(uri) and not uri.startswith(("s3://", "gs://"))
 
 
-def first_bytes(uri: str, count: int) -> bytes:
-    """The first `count` bytes of a file that GDAL has looked at, from its cache; zeros follow the end of a shorter one.
+@contextmanager
+def raw_bytes(uri: str) -> Iterator[Callable[[int, int], bytes]]:
+    """Yields a function that returns `count` bytes at `offset` of a file as GDAL sees it; zeros follow its end.
 
-    Another client could be told other things by a server than GDAL is. Call it within `gdal_env`.
+    They come from GDAL's cache where it has looked at them: another client could get other answers from a server.
     """
     document = (
-        f'<VRTDataset rasterXSize="{count}" rasterYSize="1"><VRTRasterBand dataType="Byte" band="1" '
+        f'<VRTDataset rasterXSize="{LINE}" rasterYSize="{LINES}"><VRTRasterBand dataType="Byte" band="1" '
         f'subClass="VRTRawRasterBand"><SourceFilename>{escape(_vsi_path(_parse_path(uri)))}</SourceFilename>'
-        "<ImageOffset>0</ImageOffset><PixelOffset>1</PixelOffset></VRTRasterBand></VRTDataset>"
+        f"<ImageOffset>0</ImageOffset><PixelOffset>1</PixelOffset><LineOffset>{LINE}</LineOffset>"
+        "</VRTRasterBand><GeoTransform>0, 1, 0, 0, 0, -1</GeoTransform></VRTDataset>"
     )
     allowed = {"GDAL_VRT_ENABLE_RAWRASTERBAND": "YES", "GDAL_VRT_RAWRASTERBAND_ALLOWED_SOURCE": "ALL"}
     with rasterio.Env(session=DummySession(), **allowed), DatasetReader(document, driver=["VRT"], sharing=False) as raw:
-        return bytes(raw.read(1).tobytes())
+
+        def read(offset: int, count: int) -> bytes:
+            first, last = offset // LINE, min((offset + count - 1) // LINE, LINES - 1)
+            lines = raw.read(1, window=((first, last + 1), (0, LINE))).tobytes() if first <= last else b""
+            return lines[offset - first * LINE :][:count].ljust(count, b"\0")
+
+        yield read
+
+
+@contextmanager
+def raster_errors(
+    uri: str, problem: str, remedy: Callable[[BaseException], str | None] | None = None
+) -> Iterator[None]:
+    """Raise `RasterError` for every exception of the block that is not ours: the file, `problem`, cause and remedy.
+
+    The one boundary between files and the rest: whatever opens a raster, reads it or looks at its metadata does so
+    in such a block. `remedy` gives a sentence without its full stop, or None where the usual one holds.
+    """
+    try:
+        yield
+    except HisemError:
+        raise
+    except Exception as error:
+        # Broken files raise what GDAL, PROJ, rasterio, numpy and decoders of text have: no list of classes is
+        # complete, and one that is missing would end a run for a single file.
+        ending = (remedy(error) if remedy else None) or codec_remedy(error) or damage_of(uri)
+        raise RasterError(f"{uri}: {problem} ({cause_of(error)}). {ending[0].upper()}{ending[1:]}.") from error
+
+
+def file_stamp(uri: str) -> tuple[int, ...]:
+    """What tells a local file from one that has replaced it: inode, size in bytes, time; empty for a remote one."""
+    if is_remote(uri):
+        return ()
+    found = os.stat(uri)
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def says_absent(error: BaseException) -> bool:
@@ -132,9 +182,10 @@ def says_absent(error: BaseException) -> bool:
 
 
 def cause_of(error: BaseException) -> str:
-    """The innermost message of a chain of exceptions, without its full stop."""
+    """The innermost message of a chain of exceptions, without its full stop and without characters that are none."""
     error = _innermost(error)
-    return str(getattr(error, "errmsg", "") or error).rstrip(". ")
+    message = str(getattr(error, "errmsg", "") or error).rstrip(". ") or type(error).__name__
+    return message.encode(errors="backslashreplace").decode()
 
 
 def remedy_of(error: BaseException, uri: str) -> str | None:
@@ -143,9 +194,31 @@ def remedy_of(error: BaseException, uri: str) -> str | None:
     return reason(f"{type(_innermost(error)).__name__}: {cause_of(error)}") if is_remote(uri) else None
 
 
+def codec_remedy(error: BaseException) -> str | None:
+    """What to do where this GDAL cannot decode what the file holds, which may be sound; else None."""
+    return MISSING_CODEC if re.search(LACKS_CODEC, cause_of(error), re.IGNORECASE) else None
+
+
+def format_remedy(error: BaseException, uri: str) -> str | None:
+    """What to do where GDAL finds none of `DRIVERS` fit for a file; None where something else has failed."""
+    if "not recognized as being in a supported file format" not in cause_of(error):
+        return None
+    with suppress(*GDAL_ERRORS), gdal_env(uri), raw_bytes(uri) as read:
+        if read(0, 3) == b"\xff\xd8\xff":
+            return MISSING_CODEC  # of lossless JPEG, for example, GDAL only knows the beginning
+    start, suffix = posixpath.splitext(uri)
+    headers = start + ".hdr", uri + ".hdr"
+    if suffix.lower() not in OWN_SUFFIXES and (is_remote(uri) or not any(map(os.path.exists, headers))):
+        return (
+            f"Readable are {FORMATS}. If it is ENVI, its header is missing, no such file as {headers[0]} or "
+            f"{headers[1]}: copy that, too"
+        )
+    return f"Readable are {FORMATS}; if it is one of these, {DAMAGED}"
+
+
 def damage_of(uri: str) -> str:
     """What is wrong, and to do, where pixels of an open raster cannot be read."""
-    return f"{'its store failed, as the log says, or ' if is_remote(uri) else ''}{DAMAGED}"
+    return f"{'either its store failed, as the log says, or ' if is_remote(uri) else ''}{DAMAGED}"
 
 
 def _innermost(error: BaseException) -> BaseException:

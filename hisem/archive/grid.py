@@ -117,6 +117,11 @@ def offsets(length: int, tile_size: int, overlap: int = 0) -> list[int]:
     return regular if regular[-1] + tile_size == length else [*regular, length - tile_size]
 
 
+def count_offsets(length: int, tile_size: int, overlap: int = 0) -> int:
+    """How many `offsets` there are, without making them: a misplaced raster can ask for 10^18."""
+    return 1 if length <= tile_size else -(-(length - tile_size) // (tile_size - overlap)) + 1
+
+
 def windows(height: int, width: int, tile_size: int, overlap: int = 0) -> list[Window]:
     """Windows of `tile_size` pixels that cover a scene of `height` x `width` wholly, row by row.
 

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from hisem.archive.blocks import LATTICES
-from hisem.archive.grid import Grid, Window, offsets, tile_id, windows
+from hisem.archive.gdal import raster_errors
+from hisem.archive.grid import Grid, Window, count_offsets, require_tiling, tile_id, windows
 from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.reader import pair_reader
 from hisem.errors import RasterError
@@ -38,6 +39,12 @@ def index_with_lattices(pair: Mapping[str, Any], tile_size: int, options: ReadOp
     Raises `RasterError` naming file and cause, as `PairReader` does, or where the before rasters span an
     absurd area.
     """
+    require_tiling(tile_size, options.overlap)
+    with raster_errors(pair["pair_id"], "the pair cannot be indexed", lambda _: "Check its rasters with gdalinfo"):
+        return _indexed(pair, tile_size, options)
+
+
+def _indexed(pair: Mapping[str, Any], tile_size: int, options: ReadOptions) -> pa.Table:
     with pair_reader(pair, tile_size, options) as reader:
         grid, lattices = reader.grid, reader.lattices()
     _require_countable(pair["pair_id"], grid, tile_size, options.overlap)
@@ -66,7 +73,7 @@ def window_transform(grid: Grid, window: Window) -> list[float] | None:
 
 def _require_countable(pair_id: str, grid: Grid, tile_size: int, overlap: int) -> None:
     """Raise `RasterError` where one misplaced raster blows the grid up beyond any real scene."""
-    count = len(offsets(grid.height, tile_size, overlap)) * len(offsets(grid.width, tile_size, overlap))
+    count = count_offsets(grid.height, tile_size, overlap) * count_offsets(grid.width, tile_size, overlap)
     if count > MAX_TILES:
         raise RasterError(
             f"{pair_id}: the before rasters span {grid.height} x {grid.width} pixels, that is {count} tiles of "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import stat
 import xml.etree.ElementTree as ET
 from contextlib import suppress
 from functools import lru_cache
@@ -15,7 +16,7 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioIOError
 from rasterio.io import DatasetReader, MemoryFile
 
-from hisem.archive.gdal import cause_of, first_bytes, has_query, remedy_of, says_absent
+from hisem.archive.gdal import cause_of, file_stamp, has_query, raw_bytes, remedy_of, says_absent
 from hisem.errors import RasterError
 from hisem.storage import is_remote
 
@@ -35,11 +36,43 @@ BESIDE = ((".ovr", ".OVR"), (".msk", ".MSK"))
 DEEPEST = 2
 """Files beside files beside a raster: `scene.tif.msk.ovr` holds overviews of a mask. gdaladdo makes none beyond."""
 
+METADATA_NAMES = ("metadata.dim", "summary.txt", "dim_", "rpc_", "vol-", "hdr-", "rpc-")
+"""How names of metadata begin that GDAL looks for in a raster's folder and that the raster's own name is no part of."""
+
 PAGE = re.compile(rb"\s*<(!doctype\s+html|html)\b", re.IGNORECASE)
 """How a web page begins, with which some servers answer for what is absent."""
 
 LEADS_ELSEWHERE = re.compile(rb"<(\w+:)?\w*(dataset|gdal|capabilities|tilemap|services|wms|wcs|wmts)", re.IGNORECASE)
 """Elements by which GDAL knows documents that show other pixels, wherever in the beginning of a file they stand."""
+
+
+def require_no_pipe_beside(path: str) -> None:
+    """Raise `RasterError` where a named pipe or device beside a local raster has a name that GDAL could open.
+
+    An open of a pipe waits for a writer without limit, and a device may never end. Sockets cannot be opened.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    with suppress(OSError):  # a folder that may not be listed
+        pipes = _pipes_in(folder, os.stat(folder).st_mtime_ns)
+        start = re.split(r"[._-]", name.casefold(), maxsplit=1)[0]
+        if found := [pipe for pipe in pipes if pipe.casefold().startswith((start, *METADATA_NAMES))]:
+            raise RasterError(
+                f"{os.path.join(folder, found[0])}: is a named pipe or a device beside the raster {name}, which GDAL "
+                "would open and wait for; remove it."
+            )
+
+
+@lru_cache(maxsize=1024)
+def _pipes_in(folder: str, changed: int) -> tuple[str, ...]:
+    """Names of the pipes and devices in a folder, listed once for each time at which it has changed.
+
+    GDAL makes some sixty names from that of a raster, other ones in each version, so that asking for each by
+    itself is neither cheaper nor complete.
+    """
+    with os.scandir(folder) as entries:
+        others = [entry for entry in entries if not entry.is_file() and not entry.is_dir()]
+    modes = {entry.name: os.stat(entry.path).st_mode for entry in others if os.path.exists(entry.path)}
+    return tuple(name for name, mode in sorted(modes.items()) if not stat.S_ISSOCK(mode))
 
 
 def require_no_hfa_beside(uri: str) -> None:
@@ -72,12 +105,12 @@ def require_self_contained(raster: DatasetReader, uri: str) -> None:
     if found:
         raise RasterError(f"{found[0]}: is one file of overviews or masks too many beside each other; remove it.")
     for name in files:
-        _require_bounded_images(name, _stamp(name))
+        _require_bounded_images(name, file_stamp(name))
     # Each look at what is absent costs requests, so that it is done once for a file.
-    looked = _looks(uri, _stamp(uri))
+    looked = _looks(uri, file_stamp(uri))
     if raster.driver == "GTiff" and not looked:
         if raster.overviews(1) or _has_mask(raster):
-            _require_bounded_images(uri, _stamp(uri))
+            _require_bounded_images(uri, file_stamp(uri))
         looked.append(True)
 
 
@@ -129,16 +162,9 @@ _is_there_once = lru_cache(maxsize=65536)(_is_there)
 def _is_page(uri: str) -> bool:
     """Whether a web page, which GDAL ignores, stands at `uri`."""
     # As much as GDAL's drivers look at to know their own.
-    start = first_bytes(uri, 1024)
+    with raw_bytes(uri) as read:
+        start = read(0, 1024)
     return PAGE.match(start) is not None and LEADS_ELSEWHERE.search(start) is None
-
-
-def _stamp(uri: str) -> tuple[int, ...]:
-    """What tells a local file from one that has replaced it."""
-    if is_remote(uri):
-        return ()
-    found = os.stat(uri)
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @lru_cache(maxsize=65536)

@@ -14,7 +14,7 @@ from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterioWindow
 
-from hisem.archive.gdal import GDAL_ERRORS, cause_of, damage_of, gdal_env
+from hisem.archive.gdal import gdal_env, raster_errors
 from hisem.archive.globe import turn_of, turns_between
 from hisem.archive.grid import Grid, Window, is_identity
 from hisem.archive.raster import MAX_DRIFT, bounds_in
@@ -63,14 +63,9 @@ class PlacedRaster:
 
     def _read(self, read: Callable[..., Any], window: Window, bands: tuple[int, ...]) -> npt.NDArray[Any]:
         rows, cols = window.slices(self.origin)
-        try:
-            with gdal_env(self.name):
-                return read(bands, window=RasterioWindow.from_slices(rows, cols))
-        except GDAL_ERRORS as error:
-            raise RasterError(
-                f"{self.name}: rows {rows.start}-{rows.stop} and columns {cols.start}-{cols.stop} cannot be read "
-                f"({cause_of(error)}); {damage_of(self.name)}."
-            ) from error
+        problem = f"rows {rows.start}-{rows.stop} and columns {cols.start}-{cols.stop} cannot be read"
+        with raster_errors(self.name, problem), gdal_env(self.name):
+            return read(bands, window=RasterioWindow.from_slices(rows, cols))
 
 
 def finite(pixels: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
@@ -161,19 +156,15 @@ def _warped(raster: DatasetReader, grid: Grid, resampling: Resampling, is_mask: 
     options: dict[str, Any] = {"src_nodata": None} if is_mask else {}
     if turn:
         options["src_transform"] = Affine.translation(turn, 0.0) @ raster.transform
-    try:
-        with gdal_env(raster.name):
-            return WarpedVRT(
-                raster,
-                crs=grid.crs,
-                transform=grid.transform,
-                height=grid.height,
-                width=grid.width,
-                resampling=resampling,
-                add_alpha=ColorInterp.alpha not in raster.colorinterp,
-                **options,
-            )
-    except GDAL_ERRORS as error:
-        raise RasterError(
-            f"{raster.name}: cannot be warped from {raster.crs} to {grid.crs} ({cause_of(error)})."
-        ) from error
+    problem = f"cannot be warped from {raster.crs} to {grid.crs}"
+    with raster_errors(raster.name, problem, lambda _: "Check its CRS and transform"), gdal_env(raster.name):
+        return WarpedVRT(
+            raster,
+            crs=grid.crs,
+            transform=grid.transform,
+            height=grid.height,
+            width=grid.width,
+            resampling=resampling,
+            add_alpha=ColorInterp.alpha not in raster.colorinterp,
+            **options,
+        )

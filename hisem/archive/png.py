@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from hisem.archive.gdal import raster_errors
 from hisem.errors import RasterError
 
 MAX_PIXELS = 8192**2
@@ -33,7 +34,7 @@ def decode(content: bytes) -> npt.NDArray[np.uint8]:
 
     Raises `RasterError` for damaged bytes, another format or mode than RGB, or too many pixels.
     """
-    try:
+    with raster_errors(f"an image of {len(content)} bytes", "is no readable PNG", lambda _: "Make the shards again"):
         # Pillow's own warning about large images is moot: the limit below is stricter.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -45,5 +46,3 @@ def decode(content: bytes) -> npt.NDArray[np.uint8]:
                 f"mode RGB with up to {MAX_PIXELS} pixels is needed."
             )
         return np.array(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise RasterError(f"{len(content)} bytes are no readable PNG ({error}); make the shards again.") from error

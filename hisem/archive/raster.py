@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,10 +21,11 @@ from rasterio.warp import transform_bounds
 
 from hisem import storage
 from hisem.archive.addresses import objection
-from hisem.archive.gdal import DAMAGED, DRIVERS, FORMATS, GDAL_ERRORS, cause_of, gdal_env, remedy_of
+from hisem.archive.encoding import require_intensities
+from hisem.archive.gdal import DRIVERS, GDAL_ERRORS, cause_of, format_remedy, gdal_env, raster_errors, remedy_of
 from hisem.archive.globe import projected, turn_of, unwrapped
 from hisem.archive.grid import Grid, is_identity
-from hisem.archive.intake import require_bounded, require_no_hfa_beside, require_self_contained
+from hisem.archive.intake import require_bounded, require_no_hfa_beside, require_no_pipe_beside, require_self_contained
 from hisem.archive.outlines import edges
 from hisem.errors import RasterError, StorageError
 from hisem.object_store import require_no_secret, s3_endpoint
@@ -48,27 +50,32 @@ def open_raster(uri: str) -> DatasetReader:
     _require_usable_uri(uri)
     if not storage.is_remote(uri):
         _require_readable_file(uri)
+        require_no_pipe_beside(uri)
         require_no_hfa_beside(uri)
-    try:
-        with gdal_env(uri), warnings.catch_warnings(), ExitStack() as stack:
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            # `rasterio.open` takes one driver only; the class behind it takes a list, as GDAL does.
-            raster = stack.enter_context(DatasetReader(uri, driver=DRIVERS, sharing=False))
-            require_bounded(raster, uri)
-            require_self_contained(raster, uri)
-            unrectified = raster.crs is None and bool(raster.gcps[0] or raster.rpcs)
-            _ = raster.mask_flag_enums  # has GDAL look for the mask beside it now, while the settings hold
-            stack.pop_all()
-    except GDAL_ERRORS as error:
-        remedy = remedy_of(error, uri) or f"Readable are {FORMATS}; if it is one of these, {DAMAGED}"
-        raise RasterError(f"{uri}: cannot be opened as a raster ({cause_of(error)}). {remedy}.") from error
-    if unrectified or not _is_upright(raster):
-        raster.close()
-        found = "control points or RPCs, but no CRS" if unrectified else f"geotransform {tuple(raster.transform)[:6]}"
-        raise RasterError(
-            f"{uri}: found {found}; a raster whose rows and columns follow the map axes is needed, "
-            "so rotated or unrectified ones must be warped first (gdalwarp)."
-        )
+    problem = "cannot be opened as a raster"
+    with (
+        raster_errors(uri, problem, lambda error: remedy_of(error, uri) or format_remedy(error, uri)),
+        gdal_env(uri),
+        warnings.catch_warnings(),
+        ExitStack() as stack,
+    ):
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        # `rasterio.open` takes one driver only; the class behind it takes a list, as GDAL does.
+        raster = stack.enter_context(DatasetReader(uri, driver=DRIVERS, sharing=False))
+        require_bounded(raster, uri)
+        require_self_contained(raster, uri)
+        require_intensities(raster, uri)
+        unrectified = raster.crs is None and bool(raster.gcps[0] or raster.rpcs)
+        _ = raster.mask_flag_enums  # has GDAL look for the mask beside it now, while the settings hold
+        if unrectified or not _is_upright(raster):
+            found = (
+                "control points or RPCs, but no CRS" if unrectified else f"geotransform {tuple(raster.transform)[:6]}"
+            )
+            raise RasterError(
+                f"{uri}: found {found}; a raster whose rows and columns follow the map axes is needed, "
+                "so rotated or unrectified ones must be warped first (gdalwarp)."
+            )
+        stack.pop_all()
     return raster
 
 
@@ -87,16 +94,18 @@ def _require_usable_uri(uri: str) -> None:
 def _require_readable_file(path: str) -> None:
     """Raise `RasterError` for what GDAL would report as one vague failure: absent, folder, empty, denied."""
     try:
-        size = os.stat(path).st_size
+        found = os.stat(path)
     except FileNotFoundError as error:
         raise RasterError(f"{path}: no such file; correct the catalogue or restore the file.") from error
     except (OSError, ValueError) as error:
         raise RasterError(f"{path}: cannot be reached ({error}); correct the catalogue or the permissions.") from error
-    if os.path.isdir(path):
+    if stat.S_ISDIR(found.st_mode):
         raise RasterError(f"{path}: is a folder; name the raster file inside it.")
+    if not stat.S_ISREG(found.st_mode):
+        raise RasterError(f"{path}: is a named pipe, socket or device; name a raster file.")
     if not os.access(path, os.R_OK):
         raise RasterError(f"{path}: no permission to read it; grant read access to the user of this job.")
-    if size == 0:
+    if found.st_size == 0:
         raise RasterError(f"{path}: the file is empty; copy it again.")
 
 

@@ -6,7 +6,7 @@ Shapes: H and W are the tile size in pixels; images are H W 3, uint8, red, green
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from rasterio.io import DatasetReader
 
 from hisem.archive.bands import open_scene_raster
 from hisem.archive.blocks import Lattice, lattice_of
+from hisem.archive.gdal import raster_errors
 from hisem.archive.grid import Grid, Window
 from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.placement import PlacedRaster, place
@@ -105,7 +106,7 @@ class PairReader:
         rotated, without the bands asked for or of pixels that the options do not make 8 bit; for dates that
         do not overlap, of which only one has a CRS, or that differ in size without georeference.
         """
-        with ExitStack() as stack:
+        with ExitStack() as stack, self._errors("the pair cannot be opened"):
             options = self._options
             bands = options.bands, options.after_bands or options.bands
             before, after = (
@@ -132,6 +133,11 @@ class PairReader:
         """Close all rasters."""
         self._stack.close()
 
+    def _errors(self, problem: str) -> AbstractContextManager[None]:
+        """The boundary around all that is done with both dates: what no file of its own is named for."""
+        first, second = (", ".join(uris[:1]) for uris in self._uris)
+        return raster_errors(first, f"{problem} with {second}", lambda _: "Check both files with gdalinfo")
+
     def _place(
         self, rasters: Sequence[DatasetReader], stack: ExitStack, *, is_mask: bool = False
     ) -> list[PlacedRaster]:
@@ -154,9 +160,10 @@ class PairReader:
         `percentile_ranges` does.
         """
         if self._options.scaling == "percentiles" and self._ranges is None:
-            before, after = (
-                percentile_ranges(scene.rasters, scene.masks, self._options.percentiles) for scene in self._scenes
-            )
+            with self._errors("percentiles cannot be taken"):
+                before, after = (
+                    percentile_ranges(scene.rasters, scene.masks, self._options.percentiles) for scene in self._scenes
+                )
             self._ranges = before, after
         return self._ranges
 
@@ -175,10 +182,11 @@ class PairReader:
             self.__exit__()
             self.__enter__()
         self._damaged = True
-        (before, before_mask), (after, after_mask) = (
-            self._padded(*self._compose(scene, ranges, window))
-            for scene, ranges in zip(self._scenes, self.measure() or (None, None), strict=True)
-        )
+        with self._errors(f"{window} cannot be read"):
+            (before, before_mask), (after, after_mask) = (
+                self._padded(*self._compose(scene, ranges, window))
+                for scene, ranges in zip(self._scenes, self.measure() or (None, None), strict=True)
+            )
         self._damaged = False
         return TilePixels(before, after, before_mask, after_mask)
 

@@ -16,7 +16,7 @@ from rasterio.enums import Resampling
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 
-from hisem.archive.gdal import GDAL_ERRORS, cause_of, gdal_env
+from hisem.archive.gdal import gdal_env, raster_errors
 from hisem.archive.grid import is_identity
 from hisem.archive.options import ReadOptions
 from hisem.archive.placement import RGB, finite
@@ -67,17 +67,11 @@ def percentile_ranges(
 def _sample(raster: DatasetReader, masks: Sequence[DatasetReader], factor: float) -> npt.NDArray[Any]:
     """The valid pixels of one raster, 3 N, of which each stands for `factor` x `factor`."""
     shape = math.ceil(raster.height / factor), math.ceil(raster.width / factor)
-    try:
-        with gdal_env(raster.name):
-            pixels = raster.read(RGB, out_shape=(3, *shape))
-            valid = raster.read_masks(RGB, out_shape=(3, *shape)).any(axis=0)
-            for mask in masks:
-                valid &= _decimated_mask(mask, raster, shape) == 0
-    except GDAL_ERRORS as error:
-        raise RasterError(
-            f"{raster.name}: percentiles cannot be taken ({cause_of(error)}); it or one of its masks is damaged or "
-            "incomplete: copy it again."
-        ) from error
+    with raster_errors(raster.name, "percentiles cannot be taken of it and its masks"), gdal_env(raster.name):
+        pixels = raster.read(RGB, out_shape=(3, *shape))
+        valid = raster.read_masks(RGB, out_shape=(3, *shape)).any(axis=0)
+        for mask in masks:
+            valid &= _decimated_mask(mask, raster, shape) == 0
     pixels, valid = finite(pixels, valid)
     return pixels[:, valid]
 
