@@ -55,6 +55,10 @@ OPTIONS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
     # A truncated JPEG is an error instead of grey pixels.
     "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",
+    # Its own decoder of whole PNGs gives memory of its process where a file is cut short; libpng gives an error.
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",
+    # ENVI pixels that a file cut short does not have are an error instead of zeros.
+    "RAW_CHECK_FILE_SIZE": "YES",
     # Of a VRT, which only we make, nothing but views of bands is needed: no code, no raw bytes of any file.
     "GDAL_VRT_ENABLE_PYTHON": "NO",
     "GDAL_VRT_ENABLE_RAWRASTERBAND": "NO",
@@ -134,7 +138,11 @@ def raw_bytes(uri: str) -> Iterator[Callable[[int, int], bytes]]:
         f"<ImageOffset>0</ImageOffset><PixelOffset>1</PixelOffset><LineOffset>{LINE}</LineOffset>"
         "</VRTRasterBand><GeoTransform>0, 1, 0, 0, 0, -1</GeoTransform></VRTDataset>"
     )
-    allowed = {"GDAL_VRT_ENABLE_RAWRASTERBAND": "YES", "GDAL_VRT_RAWRASTERBAND_ALLOWED_SOURCE": "ALL"}
+    allowed = {
+        "GDAL_VRT_ENABLE_RAWRASTERBAND": "YES",
+        "GDAL_VRT_RAWRASTERBAND_ALLOWED_SOURCE": "ALL",
+        "RAW_CHECK_FILE_SIZE": "NO",
+    }
     with rasterio.Env(session=DummySession(), **allowed), DatasetReader(document, driver=["VRT"], sharing=False) as raw:
 
         def read(offset: int, count: int) -> bytes:

@@ -16,7 +16,8 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioIOError
 from rasterio.io import DatasetReader, MemoryFile
 
-from hisem.archive.gdal import cause_of, file_stamp, has_query, raw_bytes, remedy_of, says_absent
+from hisem.archive.encoding import stored_orientation
+from hisem.archive.gdal import DAMAGED, cause_of, file_stamp, has_query, raw_bytes, remedy_of, says_absent
 from hisem.errors import RasterError
 from hisem.storage import is_remote
 
@@ -106,6 +107,7 @@ def require_self_contained(raster: DatasetReader, uri: str) -> None:
         raise RasterError(f"{found[0]}: is one file of overviews or masks too many beside each other; remove it.")
     for name in files:
         _require_bounded_images(name, file_stamp(name))
+        stored_orientation(name, file_stamp(name), "GTiff")
     # Each look at what is absent costs requests, so that it is done once for a file.
     looked = _looks(uri, file_stamp(uri))
     if raster.driver == "GTiff" and not looked:
@@ -214,6 +216,17 @@ def require_bounded(raster: DatasetReader, uri: str) -> None:
     _require_bounded_block(height, width, bands * max(map(_item_size, raster.dtypes)), uri)
 
 
+def require_whole(raster: DatasetReader, uri: str) -> None:
+    """Raise `RasterError` where a local ENVI file is shorter than its header says: GDAL has zeros for the rest."""
+    if raster.driver != "ENVI" or is_remote(uri):
+        return
+    start = raster.tags(ns="ENVI").get("header_offset", "0")
+    pixels = raster.height * raster.width * raster.count
+    needed = pixels * _item_size(raster.dtypes[0]) + (int(start) if start.isdigit() else 0)
+    if (size := os.stat(uri).st_size) < needed:
+        raise RasterError(f"{uri}: has {size} bytes where its header asks for {needed}; {DAMAGED}.")
+
+
 def _require_bounded_block(height: int, width: int, pixel: int, uri: str) -> None:
     """Raise `RasterError` for blocks of `height` x `width` pixels of so many bytes that are too large."""
     size = height * width * pixel
@@ -227,4 +240,4 @@ def _require_bounded_block(height: int, width: int, pixel: int, uri: str) -> Non
 def _item_size(dtype: str) -> int:
     """Bytes of a pixel of one band."""
     digits = "".join(filter(str.isdigit, dtype))
-    return max(1, int(digits or 64) // 8)
+    return max(1, int(digits or 64) // 8 * (2 if dtype == "complex_int16" else 1))

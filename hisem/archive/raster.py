@@ -25,7 +25,13 @@ from hisem.archive.encoding import require_intensities
 from hisem.archive.gdal import DRIVERS, GDAL_ERRORS, cause_of, format_remedy, gdal_env, raster_errors, remedy_of
 from hisem.archive.globe import projected, turn_of, unwrapped
 from hisem.archive.grid import Grid, is_identity
-from hisem.archive.intake import require_bounded, require_no_hfa_beside, require_no_pipe_beside, require_self_contained
+from hisem.archive.intake import (
+    require_bounded,
+    require_no_hfa_beside,
+    require_no_pipe_beside,
+    require_self_contained,
+    require_whole,
+)
 from hisem.archive.outlines import edges
 from hisem.errors import RasterError, StorageError
 from hisem.object_store import require_no_secret, s3_endpoint
@@ -63,6 +69,7 @@ def open_raster(uri: str) -> DatasetReader:
         # `rasterio.open` takes one driver only; the class behind it takes a list, as GDAL does.
         raster = stack.enter_context(DatasetReader(uri, driver=DRIVERS, sharing=False))
         require_bounded(raster, uri)
+        require_whole(raster, uri)
         require_self_contained(raster, uri)
         require_intensities(raster, uri)
         unrectified = raster.crs is None and bool(raster.gcps[0] or raster.rpcs)

@@ -12,8 +12,10 @@ ReadBytes = Callable[[int, int], bytes]
 MAX_DIRECTORIES, MAX_ENTRIES, MAX_VALUES = 4096, 4096, 4096
 """More of them than any writer makes; libtiff stops at the same number of entries."""
 
-SAMPLE_BYTES = {1: 1, 3: 2, 4: 4, 13: 4, 16: 8, 18: 8}
-"""Bytes of one value by the type of a tag: those of unsigned integers."""
+BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""Bytes of one value by the type of a tag."""
+UNSIGNED = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+"""Formats of `struct` by the type of a tag, of unsigned integers."""
 
 PHOTOMETRIC, ORIENTATION, EXTRA_SAMPLES = 262, 274, 338
 TAGS = (PHOTOMETRIC, ORIENTATION, EXTRA_SAMPLES)
@@ -71,12 +73,12 @@ def _directory(read: ReadBytes, offset: int, order: str, big: bool, size: int | 
         tag, kind, amount = struct.unpack(f"{order}HH{word}", content[place : place + 4 + word_bytes])
         if tag == 0 and kind == 0:
             raise BrokenDirectory(f"the directory at byte {offset} is cut off")
-        item = SAMPLE_BYTES.get(kind)
-        if tag in TAGS and item is not None and 0 < amount <= MAX_VALUES:
-            inline = content[place + 4 + word_bytes : place + entry]
-            if amount * item > word_bytes:
-                inline = read(struct.unpack(f"{order}{word}", inline)[0], amount * item)
-            code = {1: "B", 2: "H", 4: "I", 8: "Q"}[item]
-            values[tag] = struct.unpack(f"{order}{amount}{code}", inline[: amount * item])
+        inline, needed = content[place + 4 + word_bytes : place + entry], amount * BYTES.get(kind, 0)
+        (start,) = struct.unpack(f"{order}{word}", inline)
+        if needed > word_bytes and size is not None and start + needed > size:
+            raise BrokenDirectory(f"the values of tag {tag} in the directory at byte {offset} are cut off")
+        if tag in TAGS and kind in UNSIGNED and 0 < amount <= MAX_VALUES:
+            found = inline[:needed] if needed <= word_bytes else read(start, needed)
+            values[tag] = struct.unpack(f"{order}{amount}{UNSIGNED[kind]}", found)
     (following,) = struct.unpack(f"{order}{word}", content[-word_bytes:])
     return Directory(offset, values), following
