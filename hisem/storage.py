@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -192,17 +193,65 @@ def write_bytes(uri: str | Path, content: bytes) -> None:
 
 
 def write_parquet(table: pa.Table, uri: str | Path) -> None:
-    """Write one Parquet file (zstd), atomically as `write_bytes` does."""
+    """Write one Parquet file (zstd, with a checksum of each page), atomically as `write_bytes` does."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     write_bytes(uri, sink.getvalue().to_pybytes())
 
 
 def read_parquet(uri: str | Path, columns: list[str] | None = None) -> pa.Table:
-    """Read one Parquet file. Raises `StorageError` where it is absent or not Parquet."""
+    """Read one Parquet file. Raises `StorageError` where it is absent, damaged, not Parquet or lacks a column."""
     fs, path = filesystem(uri)
-    with _expected(uri, "read as Parquet"):
-        return pq.read_table(path, filesystem=fs, columns=columns, partitioning=None)
+    table = read_parquet_file(path, fs, columns, name=str(uri))
+    if missing := [name for name in columns or () if name not in table.column_names]:
+        raise StorageError(f"{uri}: cannot be read as Parquet with the column(s) {', '.join(missing)}: it lacks them.")
+    return table
+
+
+def read_parquet_file(
+    path: str,
+    fs: pafs.FileSystem,
+    columns: list[str] | None = None,
+    *,
+    filters: pc.Expression | None = None,
+    name: str | None = None,
+) -> pa.Table:
+    """Read the Parquet file at `path` of `fs`, as `list_files` gives it, and check every value that was read.
+
+    Columns that the file lacks are left out. Messages call the file `name`, or `path`. Raises `StorageError` as
+    `reading` does.
+    """
+    with reading(name or path):
+        file = pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True)
+        known = file.schema_arrow.names
+        wanted = None if columns is None else [column for column in columns if column in known]
+        if filters is None:
+            table = file.read(columns=wanted)
+        else:
+            options = {"partitioning": None, "page_checksum_verification": True}
+            table = pq.read_table(path, filesystem=fs, columns=wanted, filters=filters, **options)
+        table.validate(full=True)  # text that is not UTF-8, offsets beyond the data
+        return table
+
+
+@contextmanager
+def reading(name: str | Path) -> Iterator[None]:
+    """Raise what opening or decoding the table `name` raises as one `StorageError` that names it and what to do.
+
+    Arrow finds damage as late as in the pages, and has many classes for it.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException, UnicodeError) as error:
+        cause = " ".join(str(error).split())
+        # The system's own errors have a number; Arrow's about content have none.
+        of_system = isinstance(error, OSError) and error.errno is not None
+        remedy = (reason(f"{type(error).__name__}: {cause}") if is_remote(name) else None) or (
+            "Check the path and its permissions"
+            if of_system
+            else "It is damaged, cut short or of another format: restore it from a copy, or make it again"
+        )
+        raise StorageError(f"{name}: cannot be read as Parquet ({cause}). {remedy}.") from error
 
 
 def download(uri: str | Path, to: Path) -> Path:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 import ray.data
 
@@ -31,6 +30,9 @@ from hisem.schemas import FAILED, INDEX, OK, REFERENCES, SHARD, SKIPPED, conform
 log = logging.getLogger(__name__)
 
 INDEX_FILE, MANIFEST = "_index/index.parquet", "_index/manifest.json"
+
+REMAKE = "Delete the file and run tile.py again, which makes these shards again from the start."
+"""Remedy for a damaged manifest."""
 
 BENCHMARK = "benchmark"
 """The manifest's key for the benchmark that the shards are of; absent for any other archive."""
@@ -214,9 +216,18 @@ def read_benchmark(folder: str) -> str | None:
 
 
 def _manifest(folder: str) -> dict[str, Any]:
-    """The manifest of shards, empty where there is none yet."""
+    """The manifest of shards, empty where there is none yet. Raises `StorageError` for anything else in its place."""
     path = storage.join(folder, MANIFEST)
-    return json.loads(storage.read_bytes(path)) if storage.exists(path) else {}
+    if not storage.exists(path):
+        return {}
+    try:
+        manifest = json.loads(storage.read_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise StorageError(f"{path}: damaged, not valid JSON ({error}). {REMAKE}") from error
+    tile_size = manifest.get("tile_size") if isinstance(manifest, dict) else None
+    if type(tile_size) is not int or not isinstance(manifest.get(BENCHMARK, ""), str):
+        raise StorageError(f"{path}: not a manifest of shards: a mapping with a whole tile_size is needed. {REMAKE}")
+    return manifest
 
 
 def summarise(output: str) -> ShardSummary:
@@ -246,9 +257,7 @@ def read_shard_columns(folder: str, columns: list[str]) -> pa.Table:
     fields = pa.schema([SHARD.field(name) for name in columns])
     parts = []
     for path in paths:
-        file = pq.ParquetFile(path, filesystem=fs)
-        there = [name for name in columns if name in file.schema_arrow.names]
-        rows = conform(file.read(columns=there), fields, path)
+        rows = conform(storage.read_parquet_file(path, fs, columns), fields, path)
         parts.append(rows.append_column("file", [pa.array([path] * len(rows), pa.string())]))
     return pa.concat_tables(parts)
 

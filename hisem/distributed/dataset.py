@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray.data
 from ray.train import DataConfig
 
@@ -20,8 +19,8 @@ from hisem.archive import png
 from hisem.archive.grid import nominal_size
 from hisem.distributed import session
 from hisem.distributed.archive import read_shard_columns
-from hisem.errors import DatasetError
-from hisem.schemas import OK
+from hisem.errors import DatasetError, RasterError
+from hisem.schemas import OK, SHARD, conform
 from hisem.text.vocabulary import UNCHANGED_SENTENCE, tokenize
 
 log = logging.getLogger(__name__)
@@ -34,6 +33,8 @@ SHOWN_IDS = 3
 
 SHOWN = ["tile_id", "before_image", "after_image", "references", "changed"]
 """What of a shard is read for training."""
+
+SHOWN_FIELDS = pa.schema([SHARD.field(name) for name in SHOWN])
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,12 @@ def pixels(split: Split, num_cpus: float = 1) -> ray.data.Dataset:
     tiles = ray.put(set(split.rows.column("tile_id").to_pylist()))
 
     def load(files: pa.Table) -> dict[str, np.ndarray]:
-        table = pq.read_table(files.column("file").to_pylist(), filesystem=fs, columns=SHOWN, partitioning=None)
-        mine = pc.is_in(table.column("tile_id"), pa.array(sorted(ray.get(tiles)), pa.string()))
-        return decode(table.filter(mine), size)
+        ids = pa.array(sorted(ray.get(tiles)), pa.string())
+        parts = []
+        for path in files.column("file").to_pylist():
+            rows = conform(storage.read_parquet_file(path, fs, SHOWN), SHOWN_FIELDS, path)
+            parts.append(rows.filter(pc.is_in(rows.column("tile_id"), ids)))
+        return decode(pa.concat_tables(parts), size)
 
     files = sorted(set(split.rows.column("file").to_pylist()))
     dataset = ray.data.from_arrow([pa.table({"file": [file]}) for file in files])
@@ -129,15 +133,26 @@ def pixels(split: Split, num_cpus: float = 1) -> ray.data.Dataset:
     return dataset.materialize() if split.pixel_bytes < CACHE_SHARE * store else dataset
 
 
+def decode_image(content: bytes | None, what: str) -> np.ndarray:
+    """The image, uint8 H W 3, in PNG bytes of a shard. Raises `DatasetError` naming `what` where there is none."""
+    try:
+        return png.decode(content or b"")
+    except RasterError as error:
+        raise DatasetError(f"{what} is damaged: {error}") from error
+
+
 def decode(table: pa.Table, tile_size: int) -> dict[str, np.ndarray]:
     """Columns SHOWN, images as PNG, to PAIR_COLUMNS, images as arrays uint8 B H W 3.
 
-    Raises `DatasetError` for an image that is not of `tile_size` pixels, whatever its row says.
+    Raises `DatasetError` for an image that is damaged or not of `tile_size` pixels, whatever its row says.
     """
     images = {}
     for name in ("before", "after"):
-        decoded = [png.decode(content) for content in table.column(f"{name}_image").to_pylist()]
-        for tile, image in zip(table.column("tile_id").to_pylist(), decoded, strict=True):
+        decoded = []
+        contents = table.column(f"{name}_image").to_pylist()
+        for tile, content in zip(table.column("tile_id").to_pylist(), contents, strict=True):
+            image = decode_image(content, f"{tile}: its {name} image")
+            decoded.append(image)
             if image.shape != (tile_size, tile_size, 3):
                 raise DatasetError(
                     f"{tile}: its {name} image has {image.shape[0]} x {image.shape[1]} pixels, not {tile_size} x "

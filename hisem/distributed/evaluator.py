@@ -13,16 +13,14 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
 
 from hisem import storage
-from hisem.archive import png
 from hisem.distributed import session
 from hisem.distributed.archive import read_benchmark
-from hisem.distributed.dataset import Split, pixels, read_splits, shard_files
+from hisem.distributed.dataset import Split, decode_image, pixels, read_splits, shard_files
 from hisem.distributed.shared_storage import require_shared
 from hisem.distributed.shipping import Shipped, ship, unpack
 from hisem.errors import ConfigError, DatasetError
@@ -250,8 +248,12 @@ def _images(folder: str, split: str, tiles: set[str]) -> dict[str, tuple[np.ndar
     for path in storage.list_files(folder, ".parquet"):
         keep = (pc.field("split") == split) & pc.field("tile_id").isin(sorted(tiles))
         columns = ["tile_id", "before_image", "after_image"]
-        for row in pq.read_table(path, filesystem=fs, columns=columns, filters=keep, partitioning=None).to_pylist():
-            images[row["tile_id"]] = (png.decode(row["before_image"]), png.decode(row["after_image"]))
+        for row in storage.read_parquet_file(path, fs, columns, filters=keep).to_pylist():
+            tile = row["tile_id"]
+            before, after = (
+                decode_image(row[f"{name}_image"], f"{path}: {tile}: its {name} image") for name in ("before", "after")
+            )
+            images[tile] = before, after
     return images
 
 
