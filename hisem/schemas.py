@@ -124,7 +124,7 @@ def conform(
     unknown columns are kept behind the known ones; without it they are dropped, as a catalogue may
     carry columns of its owner's. `where` names the table in messages.
 
-    Raises `SchemaError` naming the column for a missing column, an impossible cast, or a null where
+    Raises `SchemaError` naming the column for a missing column, a cast that `converted` refuses, or a null where
     the schema forbids it.
     """
     twice = sorted(name for name, count in Counter(table.column_names).items() if count > 1)
@@ -143,7 +143,7 @@ def conform(
             column = pa.nulls(table.num_rows, field.type)
         else:
             try:
-                column = table.column(field.name).cast(field.type)
+                column = converted(table.column(field.name), field.type)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
                 raise SchemaError(
                     f"{where}: column {field.name} is {table.schema.field(field.name).type}, "
@@ -162,6 +162,48 @@ def conform(
                 columns.append(table.column(name))
                 fields.append(table.schema.field(name))
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
+
+
+def converted(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """`column` as `kind`, where every value means the same: a number is no time, 0.3 neither true nor false.
+
+    Raises `pa.ArrowTypeError` for another type, `pa.ArrowInvalid` for a value that would be lost.
+    """
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not _means_the_same(column.type, kind):
+        raise pa.ArrowTypeError("values of that type mean something else")
+    if pa.types.is_boolean(kind) and _is_number(column.type):
+        values = column.cast(pa.float64())
+        odd = values.filter(pc.invert(pc.is_in(values, pa.array([0.0, 1.0, None]))))
+        if len(odd):
+            raise pa.ArrowInvalid(f"{odd[0].as_py():g} is neither true (1) nor false (0)")
+        column = values
+    return column.cast(kind)
+
+
+def _means_the_same(kind: pa.DataType, target: pa.DataType) -> bool:
+    """True where values of `kind` may be values of `target`; Arrow refuses single ones that are not."""
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if kind == target or pa.types.is_null(kind):
+        return True
+    if pa.types.is_list(target):
+        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        # A whole number may be a name, as `pair_id`, but no list holds names.
+        named = is_list and pa.types.is_integer(kind.value_type) and pa.types.is_string(target.value_type)
+        return is_list and not named and _means_the_same(kind.value_type, target.value_type)
+    if pa.types.is_timestamp(target):
+        return is_text or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
+    if pa.types.is_string(target) or pa.types.is_binary(target):
+        is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        return is_text or is_bytes or (pa.types.is_integer(kind) and pa.types.is_string(target))
+    if pa.types.is_boolean(target) or _is_number(target):
+        return is_text or _is_number(kind)
+    return pa.types.is_struct(target) and pa.types.is_struct(kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
 def require_unique(table: pa.Table, column: str, where: str, error: type[Exception] = SchemaError) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import unquote_to_bytes
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -43,16 +44,42 @@ def default_storage() -> str:
 def is_remote(uri: str | Path) -> bool:
     """Whether `uri` has a scheme other than `file`."""
     text = str(uri)
-    return "://" in text and not text.startswith("file://")
+    return "://" in text and not is_file_uri(text)
+
+
+def is_file_uri(text: str) -> bool:
+    """True for URIs of scheme `file`, which name local paths."""
+    return text[:5].lower() == "file:"
 
 
 def absolute(uri: str | Path) -> str:
-    """A local path with `~` expanded, made absolute, without `file://`; a remote URI as it is."""
+    """A local path with `~` expanded, made absolute, or the one that a `file:` URI names; a remote URI as it is.
+
+    Raises `StorageError` for a `file:` URI of another host or without an absolute path, and a home that is unknown.
+    """
     text = str(uri)
     if is_remote(text):
         scheme, _, path = text.partition("://")
         return f"{scheme}://{path.rstrip('/')}"
-    return str(Path(text.removeprefix("file://")).expanduser().absolute())
+    if is_file_uri(text):
+        return str(Path(_path_of(text)))
+    try:
+        return str(Path(text).expanduser().absolute())
+    except RuntimeError as error:
+        raise StorageError(f"{text}: {error}; write the path without '~'.") from error
+
+
+def _path_of(uri: str) -> str:
+    """The path that a `file:` URI names, decoded as `Path.as_uri` encodes it."""
+    rest = uri[5:]
+    host, path = "", rest
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        path = slash + path
+    if host.lower() not in ("", "localhost") or not path.startswith("/"):
+        what = f"names the host {host}" if host else "has no absolute path"
+        raise StorageError(f"{uri}: {what}; a file on this machine is named file:///FOLDER/FILE, or by its path alone.")
+    return os.fsdecode(unquote_to_bytes(path))
 
 
 def join(uri: str | Path, *parts: str) -> str:

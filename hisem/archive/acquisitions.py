@@ -6,18 +6,25 @@ and a sentence for people.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, overload
 
 import shapely
 
-from hisem.archive.addresses import objection
+from hisem.archive.addresses import objection, path_defect
 from hisem.archive.footprints import repaired
-from hisem.object_store import has_secret, masked
+
+log = logging.getLogger(__name__)
+
+LONGEST_ID = 400
+"""Characters of an acquisition's id at most: two of them make a pair_id."""
+LONGEST_DETAIL = 1000
+"""Characters of a reason at most."""
 
 
 class Reason(StrEnum):
@@ -128,6 +135,46 @@ def in_utc(time: datetime) -> datetime:
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
+def acquisition_or_reason(
+    make: Callable[[], Acquisition], item_id: str | None, collection: str | None, where: str
+) -> Acquisition | LeftOut:
+    """What `make` returns, or why it raises: one item or row, whatever it holds, spoils no other.
+
+    Names and reasons of what is left out can be written as UTF-8.
+    """
+    try:
+        return make()
+    except Unusable as error:
+        reason, detail = error.reason, error.detail
+    except Exception as error:  # libraries for geometry, JSON and STAC have no base for what they raise
+        log.debug("%s: %s", where, item_id, exc_info=True)
+        reason, detail = Reason.NOT_AN_ITEM, f"it cannot be read ({type(error).__name__}: {error})"
+    return LeftOut(
+        id=writable(item_id), collection=writable(collection), where=where, reason=reason, detail=writable(detail)
+    )
+
+
+@overload
+def writable(text: str) -> str: ...
+@overload
+def writable(text: None) -> None: ...
+def writable(text: str | None) -> str | None:
+    """`text` of at most `LONGEST_DETAIL` characters that can be written as UTF-8."""
+    if text is None:
+        return None
+    shortened = text if len(text) <= LONGEST_DETAIL else f"{text[:LONGEST_DETAIL]}..."
+    return shortened.encode("utf-8", "backslashreplace").decode()
+
+
+def checked_id(text: str) -> str:
+    """Return the name of an acquisition or collection. Raises `Unusable` where it is too long or not valid UTF-8."""
+    if len(text) > LONGEST_ID:
+        raise Unusable(Reason.NOT_AN_ITEM, f"its name has {len(text)} characters, more than {LONGEST_ID}")
+    if writable(text) != text:
+        raise Unusable(Reason.NOT_AN_ITEM, f"its name {text!r} is not text that can be written as UTF-8")
+    return text
+
+
 def checked_time(value: Any) -> datetime:
     """ISO 8601 text or a datetime as a time in UTC. Raises `Unusable` for anything else."""
     if value is None:
@@ -140,11 +187,8 @@ def checked_time(value: Any) -> datetime:
 
 def checked_raster(uri: str) -> str:
     """The path or URI of a raster. Raises `Unusable` where it holds a secret or is of a kind that is not opened."""
-    if has_secret(uri):
-        raise Unusable(
-            Reason.NO_ASSET,
-            f"{masked(uri)} holds a password, key or signature; put credentials into the environment instead",
-        )
+    if told := path_defect(uri):
+        raise Unusable(Reason.NO_ASSET, told)
     if told := objection(uri):
         raise Unusable(Reason.NO_ASSET, told)
     return uri
@@ -167,8 +211,8 @@ def checked_cloud_cover(value: Any) -> float | None:
     """
     try:
         percent = math.nan if value is None else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         percent = math.inf
-    if percent > 100:
+    if percent > 100 or math.isinf(percent) or isinstance(value, bool):
         raise Unusable(Reason.BAD_CLOUD_COVER, f"its cloud cover {value!r} is not a percentage from 0 to 100")
     return percent if percent >= 0 else None

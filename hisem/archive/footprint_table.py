@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
 import shapely
 
 from hisem import storage
@@ -15,16 +14,18 @@ from hisem.archive.acquisitions import (
     Reading,
     Reason,
     Unusable,
+    acquisition_or_reason,
     checked_cloud_cover,
     checked_footprint,
+    checked_id,
     checked_raster,
     checked_time,
     collected,
 )
-from hisem.archive.catalogue import absolute_paths, read_rows
+from hisem.archive.catalogue import absolute_paths
 from hisem.archive.geometries import parsed
+from hisem.archive.rows import Rows, is_text, read_rows
 from hisem.errors import AcquisitionsError
-from hisem.schemas import TIMESTAMP
 
 REQUIRED = ("id", "time", "geometry", "rasters")
 OPTIONAL = ("collection", "cloud_cover", "mask")
@@ -42,30 +43,39 @@ def read_footprints(uri: str) -> Reading:
     be read.
     """
     uri = storage.absolute(uri)
-    table = read_rows(uri, [*REQUIRED, *OPTIONAL])
-    missing = [name for name in REQUIRED if name not in table.column_names]
+    rows = read_rows(uri, [*REQUIRED, *OPTIONAL])
+    names = rows.table.column_names
+    missing = [name for name in REQUIRED if name not in names]
     if missing:
-        raise AcquisitionsError(
-            f"{uri}: missing column(s) {', '.join(missing)}; found {', '.join(table.column_names) or 'none'}."
-        )
-    table = table.select([name for name in (*REQUIRED, *OPTIONAL) if name in table.column_names])
-    kind = table.schema.field("time").type
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        times = table.column("time").cast(TIMESTAMP, safe=False)  # nanoseconds are cut
-        table = table.set_column(table.column_names.index("time"), "time", times)
+        raise AcquisitionsError(f"{uri}: missing column(s) {', '.join(missing)}; found {', '.join(names) or 'none'}.")
+    timed = Rows(rows.table, {})
+    if not is_text(rows.table.column("time").type):  # which `checked_time` reads
+        rows = Rows(rows.table.set_column(names.index("time"), "time", timed.times("time")), rows.rejected)
+    columns = {name: rows.values(name) for name in (*REQUIRED, *OPTIONAL) if name in names}
     folder = uri.rpartition("/")[0]
-    return collected(_acquisition(row, number, uri, folder) for number, row in enumerate(table.to_pylist()))
+    found = []
+    for number in range(rows.table.num_rows):
+        row = {name: values[number] for name, values in columns.items()}
+        rejected = [(Reason.UNREADABLE, rows.rejected.get(number)), (Reason.NO_DATETIME, timed.rejected.get(number))]
+        found.append(_acquisition(row, number, uri, folder, rejected))
+    return collected(found)
 
 
-def _acquisition(row: Mapping[str, Any], number: int, uri: str, folder: str) -> Acquisition | LeftOut:
-    """One row as an acquisition, or why it is none."""
-    names = {name: str(row[name]) if row.get(name) not in (None, "") else None for name in ("id", "collection")}
-    try:
+def _acquisition(
+    row: Mapping[str, Any], number: int, uri: str, folder: str, rejected: Sequence[tuple[Reason, str | None]]
+) -> Acquisition | LeftOut:
+    """One row as an acquisition, or why it is none, which `rejected` may say already."""
+    names = {name: _name(row.get(name)) for name in ("id", "collection")}
+
+    def acquisition() -> Acquisition:
+        for reason, detail in rejected:
+            if detail is not None:
+                raise Unusable(reason, f"row {number}: {detail}")
         if names["id"] is None:
             raise Unusable(Reason.NOT_AN_ITEM, f"row {number} has no id")
         return Acquisition(
-            id=names["id"],
-            collection=names["collection"],
+            id=checked_id(names["id"]),
+            collection=names["collection"] and checked_id(names["collection"]),
             time=checked_time(row["time"]),
             footprint=checked_footprint(_geometry(row["geometry"])),
             rasters=_paths(row["rasters"], "rasters", folder),
@@ -73,8 +83,13 @@ def _acquisition(row: Mapping[str, Any], number: int, uri: str, folder: str) -> 
             cloud_cover=checked_cloud_cover(row.get("cloud_cover")),
             where=uri,
         )
-    except Unusable as error:
-        return LeftOut(**names, where=uri, reason=error.reason, detail=error.detail)
+
+    return acquisition_or_reason(acquisition, names["id"], names["collection"], uri)
+
+
+def _name(value: Any) -> str | None:
+    """Text or a whole number as a name; None for anything else."""
+    return str(value) if value not in (None, "") and type(value) in (str, int) else None
 
 
 def _geometry(value: Any) -> shapely.Geometry | None:
@@ -87,7 +102,13 @@ def _geometry(value: Any) -> shapely.Geometry | None:
 
 def _paths(value: Any, name: str, folder: str) -> tuple[str, ...]:
     """Rasters of one cell. Raises `Unusable` where it names none."""
-    paths = absolute_paths(value, folder) if isinstance(value, (str, list)) else []
+    is_text = isinstance(value, str) or (
+        isinstance(value, list) and all(isinstance(path, str | None) for path in value)
+    )
+    try:
+        paths = absolute_paths(value, folder) if is_text else []
+    except ValueError as error:
+        raise Unusable(Reason.NO_ASSET, str(error)) from error
     known = tuple(path for path in paths if path)
     if not known or len(known) < len(paths):
         raise Unusable(Reason.NO_ASSET, f"column {name} names no raster, or an empty one")

@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from hisem import storage
-from hisem.archive.acquisitions import Acquisition, LeftOut, Reading, in_utc
-from hisem.archive.catalogue import SUFFIXES, catalogue_suffix, write_catalogue
+from hisem.archive.acquisitions import Acquisition, LeftOut, Reading, Reason, in_utc
+from hisem.archive.catalogue import SEPARATOR, write_catalogue
 from hisem.archive.footprint_table import read_footprints
 from hisem.archive.predecessors import PairingConfig, Predecessors
+from hisem.archive.rows import SUFFIXES, table_suffix
 from hisem.archive.stac import ApiSearch, AssetChoice, read_items, search_items
 from hisem.errors import ConfigError
 from hisem.schemas import CATALOGUE
@@ -143,11 +144,13 @@ def pair_archive(items: str, output: str, request: PairRequest, now: datetime) -
     `AcquisitionsError` and `StorageError` where something cannot be read or written as a whole.
     """
     items, output = storage.absolute(items), storage.absolute(output)
-    catalogue_suffix(output)
+    table_suffix(output)
     if items == output:
         raise ConfigError(f"output is {output}, which holds the items; name another file.")
     config = request.config(now)
     reading = _reading(items, request, config)
+    if table_suffix(output) == "csv":
+        reading = _fit_for_csv(reading)
     pairing = pair_acquisitions(reading.acquisitions, config)
     left_out = [*reading.unusable, *pairing.left_out]
     write_catalogue(pairing.catalogue, output)
@@ -181,6 +184,20 @@ def _reading(items: str, request: PairRequest, config: PairingConfig) -> Reading
     if assets != AssetChoice():
         raise ConfigError(f"assets are those of STAC items; {items} names its rasters in columns rasters and mask.")
     return read_footprints(items)
+
+
+def _fit_for_csv(reading: Reading) -> Reading:
+    """`reading` without acquisitions whose paths a catalogue in CSV cannot hold."""
+    fit, unusable = [], list(reading.unusable)
+    for one in reading.acquisitions:
+        if any(SEPARATOR in path for path in (*one.rasters, *one.masks)):
+            detail = f"a path contains {SEPARATOR!r}, which CSV cannot hold; write a .parquet catalogue"
+            unusable.append(
+                LeftOut(id=one.id, collection=one.collection, where=one.where, reason=Reason.NO_ASSET, detail=detail)
+            )
+        else:
+            fit.append(one)
+    return Reading(fit, unusable, reading.copies)
 
 
 def pair_acquisitions(acquisitions: Sequence[Acquisition], config: PairingConfig) -> Pairing:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
+from posixpath import commonprefix
 from typing import Any
 
 import pystac
@@ -20,16 +23,19 @@ from hisem.archive.acquisitions import (
     Reading,
     Reason,
     Unusable,
+    acquisition_or_reason,
     checked_cloud_cover,
     checked_footprint,
+    checked_id,
     checked_raster,
     checked_time,
     collected,
 )
 from hisem.archive.geometries import parsed
-from hisem.errors import AcquisitionsError, ConfigError
+from hisem.errors import AcquisitionsError, ConfigError, StorageError
 
-SUFFIXES = (".json", ".geojson")
+LINES = (".ndjson", ".jsonl", ".geojsonl", ".geojsons")
+SUFFIXES = (".json", ".geojson", *LINES)
 READERS = 16
 """Files that are read at once; in an object store each takes its time to answer."""
 BATCH = 1024
@@ -153,6 +159,8 @@ def _items(content: bytes | OSError) -> list[Any] | None:
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
+        if (lines := _lines(content)) is not None:
+            return lines
         raise Unusable(Reason.UNREADABLE, f"not valid JSON ({error}); copy the file again") from error
     kind = document.get("type") if isinstance(document, dict) else type(document).__name__
     if kind == "Feature":
@@ -164,6 +172,19 @@ def _items(content: bytes | OSError) -> list[Any] | None:
     raise Unusable(Reason.NOT_AN_ITEM, f"neither a STAC item nor a collection of items (type {kind!r})")
 
 
+def _lines(content: bytes) -> list[Any] | None:
+    """The documents of newline-delimited JSON, text in place of a line that is none; None for any other content."""
+    lines = [line for line in content.splitlines() if line.strip()]
+    documents: list[Any] = []
+    for line in lines:
+        try:
+            documents.append(json.loads(line))
+        except (ValueError, RecursionError):
+            documents.append(line.decode(errors="replace"))
+    is_delimited = len(lines) > 1 and isinstance(documents[0], dict) and documents[0].get("type") == "Feature"
+    return documents if is_delimited else None
+
+
 def _acquisition(document: Any, where: str, href: str | None, assets: AssetChoice) -> Acquisition | LeftOut:
     """One item of JSON as an acquisition, or why it is none.
 
@@ -171,7 +192,8 @@ def _acquisition(document: Any, where: str, href: str | None, assets: AssetChoic
     """
     plain = document if isinstance(document, dict) else {}
     item_id, collection = (str(plain[key]) if plain.get(key) else None for key in ("id", "collection"))
-    try:
+
+    def acquisition() -> Acquisition:
         if item_id is None or not isinstance(plain.get("properties"), dict):
             raise Unusable(Reason.NOT_AN_ITEM, "not a STAC item: it lacks id or properties")
         properties = plain["properties"]
@@ -184,8 +206,8 @@ def _acquisition(document: Any, where: str, href: str | None, assets: AssetChoic
         except MALFORMED as error:
             raise Unusable(Reason.NOT_AN_ITEM, f"not a STAC item ({error})") from error
         return Acquisition(
-            id=item_id,
-            collection=collection,
+            id=checked_id(item_id),
+            collection=collection and checked_id(collection),
             time=time,
             footprint=footprint,
             rasters=tuple(_href(item, name) for name in _pixel_assets(item.assets, assets)),
@@ -193,8 +215,8 @@ def _acquisition(document: Any, where: str, href: str | None, assets: AssetChoic
             cloud_cover=cloud_cover,
             where=where,
         )
-    except Unusable as error:
-        return LeftOut(id=item_id, collection=collection, where=where, reason=error.reason, detail=error.detail)
+
+    return acquisition_or_reason(acquisition, item_id, collection, where)
 
 
 def _geometry(geometry: Any) -> shapely.Geometry | None:
@@ -233,7 +255,8 @@ def _default_asset(assets: Mapping[str, pystac.Asset], mask: str | None) -> str:
         if names:
             raise Unusable(
                 Reason.NO_ASSET,
-                f"{len(names)} assets have the role {role} ({', '.join(names[:8])}); name one with --assets",
+                f"{len(names)} assets have the role {role} ({', '.join(names[:8])}); name one with --assets"
+                + _pattern(names),
             )
     if len(candidates) == 1:
         return next(iter(candidates))
@@ -247,8 +270,19 @@ def _href(item: pystac.Item, name: str) -> str:
     href = item.assets[name].get_absolute_href()
     if not href:
         raise Unusable(Reason.NO_ASSET, f"asset {name} has the href {item.assets[name].href!r}, relative to nothing")
-    return checked_raster(storage.absolute(href))
+    try:
+        return checked_raster(storage.absolute(href))
+    except StorageError as error:
+        raise Unusable(Reason.NO_ASSET, str(error)) from error
 
 
 def _told(assets: Mapping[str, pystac.Asset]) -> str:
-    return f"it has {', '.join(list(assets)[:8])}: name one with --assets" if assets else "it has none"
+    names = list(assets)
+    return f"it has {', '.join(names[:8])}: name one with --assets{_pattern(names)}" if names else "it has none"
+
+
+def _pattern(names: Sequence[str]) -> str:
+    """How all of `names` are named together, where they look like the pieces of one mosaic; else nothing."""
+    start = commonprefix(names).rstrip("0123456789")
+    numbered = len(names) > 1 and start and all(re.fullmatch(r"[\d_-]*\d", name[len(start) :]) for name in names)
+    return f", or all pieces of one mosaic by a pattern: --assets {shlex.quote(f'{start}*')}" if numbered else ""

@@ -15,6 +15,7 @@ import ray
 import ray.data
 
 from hisem.archive.blocks import TILES_PER_BLOCK, number_blocks
+from hisem.archive.catalogue import REJECTED
 from hisem.archive.index import INDEX_WITH_LATTICES, index_with_lattices
 from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.reader import RANGES, range_columns
@@ -73,6 +74,8 @@ def index_pairs(pairs: pa.Table, tile_size: int, options: ReadOptions) -> pa.Tab
     """The index rows of some pairs, or the one failed row of a pair, in schema FOUND."""
 
     def rows_of(pair: dict[str, Any]) -> pa.Table:
+        if pair.get(REJECTED) is not None:
+            return pa.Table.from_pylist([failed_pair_row(pair, pair[REJECTED])], schema=FOUND)
         try:
             rows = index_with_lattices(pair, tile_size, options)
         except HisemError as error:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hisem.archive.catalogue import REJECTED
 from hisem.captions import staging
 from hisem.captions import table as captions
 from hisem.captions.staging import Job
@@ -85,9 +86,13 @@ def _require_same_acquisitions(catalogue: pa.Table, known: pa.Table, options: Ca
     key = ["pair_id", "before_time", "after_time"]
     failed = pc.equal(known.column("tile_id"), pc.binary_join_element_wise(known.column("pair_id"), "pair", "/"))
     rows = known.filter(pc.invert(failed)).group_by(key).aggregate([])
+    if REJECTED in catalogue.column_names:  # their dates are not to be believed
+        catalogue = catalogue.filter(pc.is_null(catalogue.column(REJECTED)))
     now, then = ([row.values() for row in table.select(key).to_pylist()] for table in (catalogue, rows))
     dates = {pair: (before, after) for pair, before, after in now}
-    others = sorted((pair, _span(*of), _span(*dates[pair])) for pair, *of in then if tuple(of) != dates[pair])
+    others = sorted(
+        (pair, _span(*of), _span(*dates[pair])) for pair, *of in then if tuple(of) != dates.get(pair, tuple(of))
+    )
     if others:
         pair, of, asked = others[0]
         more = f" ({len(others) - 1} more pairs differ)" if len(others) > 1 else ""

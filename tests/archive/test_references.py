@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,61 @@ def test_unusable_references_are_named(tmp_path: Path, rows: list[dict[str, Any]
     pq.write_table(pa.Table.from_pylist(rows), path)
     with pytest.raises(ReferencesError, match=reason):
         read_references(str(path))
+
+
+SOUND: dict[str, Any] = {
+    "pair_id": pa.array(["a", "b"]),
+    "row_off": pa.array([0, 8]),
+    "col_off": pa.array([0, 8]),
+    "references": pa.array([["one"], ["two"]]),
+    "changed": pa.array([True, None]),
+}
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("changed", pa.array([0.3, 1.0])),
+        ("changed", pa.array([2, 0])),
+        ("changed", pa.array([-1, None])),
+        ("changed", pa.array([float("nan"), 0.0])),
+        ("changed", pa.array([Decimal("0.5"), None])),
+        ("changed", pa.array(["perhaps", "no"])),
+        ("changed", pa.array([1, 0], pa.timestamp("s"))),
+        ("changed", pa.array([[True], [False]])),
+        ("row_off", pa.array([0.5, 8.0])),
+        ("row_off", pa.array([float("nan"), 8.0])),
+        ("col_off", pa.array([2**40, 8])),
+        ("col_off", pa.array([True, False])),
+        ("col_off", pa.array([0, 8], pa.date32())),
+        ("col_off", pa.array(["0", "8.5"])),
+        ("pair_id", pa.array([1.0, 2.0])),
+        ("pair_id", pa.array([True, False])),
+        ("references", pa.array([1, 2])),
+        ("references", pa.array([[1], [2]])),
+        ("references", pa.array(["one", "two"])),
+        ("references", pa.array([[["one"]], [["two"]]])),
+    ],
+)
+def test_values_that_would_become_others_are_refused(tmp_path: Path, column: str, values: pa.Array) -> None:
+    pq.write_table(pa.table(SOUND | {column: values}), tmp_path / "r.parquet")
+    with pytest.raises(ReferencesError, match=f"column {column} is"):
+        read_references(f"{tmp_path}/r.parquet")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([1, None], pa.int8()),
+        pa.array([1.0, None]),
+        pa.array([Decimal(1), None]),
+        pa.array(["true", None]),
+        pa.array(["1", None]).dictionary_encode(),
+    ],
+)
+def test_flags_that_mean_true(tmp_path: Path, values: pa.Array) -> None:
+    places = {"row_off": pa.array([0.0, 8.0]), "col_off": pa.array([0, 8], pa.uint64())}
+    pq.write_table(pa.table(SOUND | places | {"changed": values}), tmp_path / "r.parquet")
+    found = read_references(f"{tmp_path}/r.parquet")
+    assert found.column("changed").to_pylist() == [True, None]
+    assert found.column("row_off").to_pylist() == [0, 8]
