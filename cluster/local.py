@@ -26,13 +26,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import psutil
 import tyro
 
 from hisem import cli
-from hisem.errors import ConfigError, ResourceError
+from hisem.errors import ResourceError
+from hisem.ranges import Cpus, Range
 
 log = logging.getLogger(__name__)
 
@@ -57,22 +58,16 @@ class Options(cli.Common):
 
     action: tyro.conf.Positional[Literal["start", "status", "stop"]]
     """What to do."""
-    workers: int = 2
+    workers: Annotated[int, Range(1, 100)] = 2
     """Nodes that work, 1 or more."""
-    cpus_per_worker: int | None = None
+    cpus_per_worker: Cpus | None = None
     """CPUs that each of them offers (default: the machine's, divided among them)."""
-    object_store: int = 200
+    object_store: Annotated[int, Range(100, 10_000_000)] = 200
     """MiB of shared memory for the objects of each node, 100 or more; what exceeds it goes to the disk."""
-    dashboard_port: int | None = None
+    dashboard_port: Annotated[int, Range(1, 65_535)] | None = None
     """Port of dashboard and job server on 127.0.0.1 (default: 8265, else one that is free)."""
     folder: str = "~/.hisem/cluster"
     """Folder for the cluster's state and token; one cluster each."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("workers", 1), ("cpus_per_worker", 1), ("object_store", 100), ("dashboard_port", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"--{name.replace('_', '-')} is {value}: {least} or more.")
 
     @property
     def home(self) -> Path:

@@ -15,6 +15,7 @@ import tyro
 
 from hisem import logs
 from hisem.errors import HisemError
+from hisem.ranges import RangeError, require_ranges
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +40,25 @@ class Common:
     debug: bool = False
     """Show the traceback of an expected error and log debugging detail."""
 
+    def __post_init__(self) -> None:
+        require_ranges(self)
+
 
 Options = TypeVar("Options", bound=Common)
 
 
-def parse(options: type[Options], description: str, argv: Sequence[str] | None = None) -> Options:
-    """The command line as `options`. Exits with 2 and the usage on a mistake."""
-    return tyro.cli(options, description=description, args=argv)
+def parse(
+    options: type[Options], description: str, argv: Sequence[str] | None = None, default: Options | None = None
+) -> Options:
+    """The command line as `options`, over those of `default`.
+
+    Exits with 2 and the usage on a mistake; raises `ConfigError` that names the flag for a number out of range.
+    """
+    over = {} if default is None else {"default": default}
+    try:
+        return tyro.cli(options, description=description, args=argv, **over)
+    except RangeError as error:
+        raise error.as_flag() from error
 
 
 def run(main: Callable[[Options], int | None], options: Callable[[], Options]) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from difflib import get_close_matches
@@ -25,7 +26,10 @@ def _number(value: Any) -> Any:
             return value
     if type(value) is bool:
         raise dacite.WrongTypeError(field_type=float, value=value)
-    return float(value) if type(value) is int else value
+    try:
+        return float(value) if type(value) is int else value
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf  # which no range holds
 
 
 def _whole(value: Any) -> Any:
@@ -96,7 +100,7 @@ def read_yaml(uri: str) -> dict[str, Any]:
     """The mapping in a YAML file. Raises `ConfigError` where it is none."""
     try:
         data = yaml.safe_load(storage.read_bytes(uri))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
         raise ConfigError(f"{uri}: not valid YAML ({error}).") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{uri}: a mapping of config keys is expected, found {type(data).__name__}.")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from hisem import cli, storage
-from hisem.archive.options import DEFAULTS, ReadOptions
+from hisem.archive.options import DEFAULTS, ReadOptions, TileSize
 from hisem.archive.pairing import WHOLE_ARCHIVE, PairRequest, require_one_source
 from hisem.captions.options import GREEDY, Captioning
 
@@ -29,7 +29,7 @@ class Options(cli.Common):
     """Bundle folder, URI, or models:/NAME@ALIAS. Default: the demo's model."""
     output: str = field(default_factory=lambda: storage.join(storage.default_storage(), "table"))
     """Folder or URI of the captions table ($HISEM_STORAGE or ~/hisem, then /table)."""
-    tile_size: int | None = None
+    tile_size: TileSize | None = None
     """Side of a tile in pixels (default: 256, or the demo archive's 64)."""
     pairing: Annotated[PairRequest, cli.FLAT] = WHOLE_ARCHIVE
     reading: Annotated[ReadOptions, cli.FLAT] = DEFAULTS
@@ -60,7 +60,7 @@ def main(options: Options) -> int:
                 source.catalogue,
                 options.model or default_model(options.tracking),
                 output,
-                tile_size=options.tile_size or source.tile_size,
+                tile_size=source.tile_size if options.tile_size is None else options.tile_size,
                 reading=options.reading,
                 captioning=asked,
                 tracking_uri=options.tracking,

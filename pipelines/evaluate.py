@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from hisem import cli, storage
+from hisem.ranges import Beam, Processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +27,9 @@ class Options(cli.Common):
     """Split to score on."""
     protocol: Literal["words", "ids"] = "words"
     """What is compared."""
-    beam: int = 1
+    beam: Beam = 1
     """Beam width; 1 is greedy."""
-    captioners: int = 1
+    captioners: Processes = 1
     """Captioning actors."""
     gpu: bool = False
     """One GPU per captioner."""

@@ -15,6 +15,7 @@ import tyro
 
 from hisem import cli
 from hisem.errors import BundleError, ConfigError
+from hisem.ranges import Fraction, Heads, NumExperts
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,15 @@ class Options(cli.Common):
     """Its vocabulary: JSON of word to id."""
     output: Path
     """Folder for the bundle; must not hold anything yet."""
-    heads: int = 8
+    heads: Heads = 8
     """Attention heads of BDAM and the decoder."""
-    top_k: int = 2
+    top_k: NumExperts = 2
     """Experts a token is sent to."""
-    groups: int = 4
+    groups: NumExperts = 4
     """Groups of experts."""
-    groups_kept: int = 2
+    groups_kept: NumExperts = 2
     """Best groups among which a token chooses."""
-    threshold: float = 0.5
+    threshold: Fraction = 0.5
     """A pair is changed when p(changed) is at least this, in [0, 1]."""
 
 

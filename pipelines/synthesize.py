@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Annotated
 
 from hisem import cli
 from hisem.archive.synthetic import Summary, SyntheticConfig, generate
+from hisem.ranges import Processes, Range, Seed
 from hisem.report.archive_sheet import write_archive_sheet
 
 
@@ -16,15 +18,15 @@ class Options(cli.Common):
 
     output: str
     """Folder or URI for the archive."""
-    scenes: int = SyntheticConfig.scenes
+    scenes: Annotated[int, Range(1, 100_000)] = SyntheticConfig.scenes
     """Scene pairs."""
-    seed: int = SyntheticConfig.seed
+    seed: Seed = SyntheticConfig.seed
     """The same seed gives the same bytes."""
-    tile_size: int = SyntheticConfig.tile_size
+    tile_size: Annotated[int, Range(32, 512)] = SyntheticConfig.tile_size
     """Pixels a tile's side; a tile shows 64 m of ground."""
-    scene_tiles: int = SyntheticConfig.scene_tiles
+    scene_tiles: Annotated[int, Range(1, 64)] = SyntheticConfig.scene_tiles
     """Tiles a scene's side."""
-    workers: int | None = None
+    workers: Processes | None = None
     """Processes; all CPUs if not given."""
 
 

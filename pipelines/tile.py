@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from hisem import cli, storage
-from hisem.archive.options import DEFAULTS, ReadOptions
+from hisem.archive.options import DEFAULTS, ReadOptions, TileSize
 from hisem.errors import ConfigError
 
 
@@ -26,7 +26,7 @@ class Options(cli.Common):
     """Folder of LEVIR-CC (LevirCCcaptions.json and images/), or a benchmark in its layout, instead of a catalogue."""
     references: str | None = None
     """Table of references (.parquet): pair_id, row_off, col_off, references, changed. Needed for training."""
-    tile_size: int = 256
+    tile_size: TileSize = 256
     """Side of a tile in pixels."""
     dry_run: bool = False
     """Say what is to do and how long it may take, by reading a sample; write nothing. Not with --levir-cc."""

@@ -14,7 +14,7 @@ CLUSTER = "cluster"
 """Its files start Ray as a command, and need no more of the house than how commands are made."""
 ENTRY_LINES = 80
 
-FOUNDATIONS = {"", "errors", "schemas", "object_store", "storage", "config", "cli", "logs", "provenance"}
+FOUNDATIONS = {"", "errors", "schemas", "object_store", "storage", "config", "ranges", "cli", "logs", "provenance"}
 """Files beside the rooms that everything may use; "" is the package itself."""
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "object_store": set(),
     "storage": set(),
     "config": set(),
+    "ranges": set(),
     "cli": set(),
     "logs": set(),
     "provenance": set(),
@@ -47,6 +48,7 @@ WITHOUT_TORCH = {
     "object_store",
     "storage",
     "config",
+    "ranges",
     "cli",
     "logs",
     "provenance",

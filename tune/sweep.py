@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from hisem import cli, storage, tracking
+from hisem.ranges import Epochs
 from hisem.training.execution import Execution
 from hisem.training.options import parse_experiment
 from hisem.training.presets import PresetName
@@ -37,7 +38,7 @@ class Options(cli.Common):
     """Name of the sweep."""
     tracking: str | None = None
     """MLflow tracking URI (default: $MLFLOW_TRACKING_URI, else SQLite under the storage root)."""
-    epochs: int | None = None
+    epochs: Epochs | None = None
     """Epochs of a trial that is not stopped (default: the preset's; 3 for the demo archive)."""
     metric: Metric | None = None
     """Validation metric to search for (default: training.metric, BLEU-4)."""

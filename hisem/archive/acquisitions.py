@@ -167,7 +167,7 @@ def writable(text: str | None) -> str | None:
 
 
 def checked_id(text: str) -> str:
-    """Return the name of an acquisition or collection. Raises `Unusable` where it is too long or not valid UTF-8."""
+    """The name of an acquisition or collection. Raises `Unusable` where it is too long or not UTF-8."""
     if len(text) > LONGEST_ID:
         raise Unusable(Reason.NOT_AN_ITEM, f"its name has {len(text)} characters, more than {LONGEST_ID}")
     if writable(text) != text:

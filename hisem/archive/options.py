@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from hisem.config import to_dict
 from hisem.errors import ConfigError
+from hisem.ranges import Fraction, Range, require_ranges
 
+TileSize = Annotated[int, Range(1, 8192)]
+"""Pixels a tile's side."""
+FINITE = Range(-sys.float_info.max, sys.float_info.max)
 PERCENTILES = (2.0, 98.0)
 WINDOW_OPTIONS = ("overlap", "min_valid", "resolution", "max_shift", "skip_shifted")
 """Options that decide which tiles there are and which are skipped; the resolution is part of their ids."""
@@ -21,11 +25,11 @@ class ReadOptions:
     The defaults take 8-bit rasters as they are.
     """
 
-    overlap: int = 0
+    overlap: Annotated[int, Range(0, 8191)] = 0
     """Pixels that neighbouring tiles share, from 0 to the tile size - 1."""
-    min_valid: float = 0.5
+    min_valid: Fraction = 0.5
     """Share of a tile, from 0 to 1, that must be valid on both dates; tiles with less are skipped."""
-    resolution: float | None = None
+    resolution: Annotated[float, Range(0, 1_000_000, above=True)] | None = None
     """Metres per pixel, whatever unit the CRS counts in (default: the before scene's own pixels)."""
     resampling: Literal["nearest", "bilinear", "cubic", "cubic_spline", "lanczos", "average"] = "bilinear"
     """How a raster of other pixels than the tiles' is resampled. Where pixels become coarser all but nearest
@@ -38,33 +42,24 @@ class ReadOptions:
     scaling: Literal["none", "dtype", "range", "percentiles"] = "none"
     """How values become 8 bit: not at all (8-bit rasters only), from the full range of the integer type, from
     --scale-range, or from --percentiles of each scene's valid pixels, band by band."""
-    scale_range: tuple[float, float] | None = None
+    scale_range: Annotated[tuple[float, float], FINITE] | None = None
     """Values that become 0 and 255 with --scaling range."""
-    percentiles: tuple[float, float] = PERCENTILES
+    percentiles: Annotated[tuple[float, float], Range(0, 100)] = PERCENTILES
     """Percentiles, from 0 to 100, that become 0 and 255 with --scaling percentiles."""
-    nodata: float | None = None
+    nodata: Annotated[float, FINITE] | None = None
     """Value of invalid pixels, instead of what rasters declare themselves (nodata value, mask band or alpha).
     NaN and infinity are always invalid."""
 
-    max_shift: float | None = None
+    max_shift: Annotated[float, Range(0, 8192, above=True)] | None = None
     """Pixels by which the two dates may be displaced against each other; tiles that surely exceed it are flagged:
     they are ok, and error says by how much (default: none is flagged)."""
     skip_shifted: bool = False
     """Skip the tiles that --max-shift flags."""
 
     def __post_init__(self) -> None:
-        if self.max_shift is not None and not 0 < self.max_shift < math.inf:
-            raise ConfigError(f"max_shift is {self.max_shift}: more than 0 pixels.")
+        require_ranges(self)
         if self.skip_shifted and self.max_shift is None:
             raise ConfigError("skip_shifted is set without max_shift: give --max-shift PIXELS as well.")
-        if self.overlap < 0:
-            raise ConfigError(f"overlap is {self.overlap}: 0 pixels or more.")
-        if not 0 <= self.min_valid <= 1:
-            raise ConfigError(f"min_valid is {self.min_valid}; a fraction from 0 to 1 is needed.")
-        if self.resolution is not None and not 0 < self.resolution < math.inf:
-            raise ConfigError(f"resolution is {self.resolution}: more than 0 metres per pixel.")
-        if self.nodata is not None and not math.isfinite(self.nodata):
-            raise ConfigError(f"nodata is {self.nodata}, which is invalid in any case: leave it out, or give a number.")
         for name, bands in (("bands", self.bands), ("after_bands", self.after_bands)):
             if bands is not None and (len(bands) not in (1, 3) or any(band in ("", "0") for band in bands)):
                 raise ConfigError(
@@ -81,10 +76,10 @@ class ReadOptions:
             )
         if self.scale_range is not None:
             low, high = self.scale_range
-            if not -math.inf < low < high < math.inf:
+            if not low < high:
                 raise ConfigError(f"scale_range is {low} {high}: two numbers, the lower first.")
         low, high = self.percentiles
-        if not 0 <= low < high <= 100:
+        if not low < high:
             raise ConfigError(f"percentiles is {low} {high}: two numbers from 0 to 100, the lower first.")
         if self.scaling != "percentiles" and (low, high) != PERCENTILES:
             raise ConfigError(f"percentiles is {low} {high}, but scaling is {self.scaling}: add --scaling percentiles.")

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -24,6 +24,7 @@ from hisem.archive.predecessors import PairingConfig, Predecessors
 from hisem.archive.rows import SUFFIXES, table_suffix
 from hisem.archive.stac import ApiSearch, AssetChoice, read_items, search_items
 from hisem.errors import ConfigError
+from hisem.ranges import Days, Overlap, Percent, Range, require_ranges
 from hisem.schemas import CATALOGUE
 
 LEFT_OUT = pa.schema([(name, pa.string()) for name in ("id", "collection", "reason", "detail", "where")])
@@ -39,13 +40,13 @@ class PairRequest:
     named visual, else the only one with role visual, else the only one with role data, else the only asset."""
     mask_asset: str | None = None
     """Name of the asset whose non-zero pixels are clouds or otherwise invalid."""
-    min_overlap: float = PairingConfig.min_overlap
+    min_overlap: Overlap = PairingConfig.min_overlap
     """Fraction of the newer footprint that the older one covers."""
-    min_days: float = PairingConfig.min_days
+    min_days: Days = PairingConfig.min_days
     """Least days between the two dates."""
-    max_days: float = PairingConfig.max_days
+    max_days: Days = PairingConfig.max_days
     """Most days between the two dates."""
-    max_cloud: float = PairingConfig.max_cloud
+    max_cloud: Percent = PairingConfig.max_cloud
     """Most clouds on either date, in percent; where the cloud cover is unknown, it passes."""
     across_collections: bool = False
     """Also pair acquisitions of different collections."""
@@ -53,8 +54,13 @@ class PairRequest:
     """Find predecessors only for acquisitions taken from then on: a date, an ISO 8601 time, or yesterday (UTC)."""
     collections: tuple[str, ...] = ()
     """Collections to ask a STAC API for. Its items are asked for from --since less --max-days on."""
-    bbox: tuple[float, float, float, float] | None = None
+    bbox: Annotated[tuple[float, float, float, float], Range(-180, 180)] | None = None
     """West, south, east and north in degrees, to ask a STAC API for."""
+
+    def __post_init__(self) -> None:
+        require_ranges(self)
+        if self.bbox and not -90 <= self.bbox[1] < self.bbox[3] <= 90:
+            raise ConfigError(f"bbox is {' '.join(map(str, self.bbox))}: south lies below north, from -90 to 90.")
 
     def changed(self) -> dict[str, Any]:
         """The options that are not the default."""

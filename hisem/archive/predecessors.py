@@ -19,6 +19,7 @@ import shapely
 from hisem.archive.acquisitions import Acquisition, Reason
 from hisem.archive.footprints import covered_fractions, equal_area
 from hisem.errors import ConfigError
+from hisem.ranges import Days, Overlap, Percent, require_ranges
 
 TOLERANCE = 1e-9
 """Of overlaps, so that equal footprints cover each other wholly whatever the rounding."""
@@ -30,13 +31,13 @@ BATCH = 8
 class PairingConfig:
     """What makes two acquisitions a pair."""
 
-    min_overlap: float = 0.5
+    min_overlap: Overlap = 0.5
     """Fraction of the newer footprint's area that the older one covers, above 0, at most 1."""
-    min_days: float = 30.0
+    min_days: Days = 30.0
     """Days between the two, 0 or more; the older one is always earlier."""
-    max_days: float = 1830.0
+    max_days: Days = 1830.0
     """Days between the two, at least `min_days`, at most 100,000."""
-    max_cloud: float = 20.0
+    max_cloud: Percent = 20.0
     """Percent of clouds on either date, 0 to 100; an unknown cloud cover passes."""
     across_collections: bool = False
     """Whether a predecessor may be of another collection."""
@@ -44,15 +45,9 @@ class PairingConfig:
     """Acquisitions before it only serve as predecessors; with time zone. None: all want a predecessor."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_overlap <= 1:
-            raise ConfigError(f"min_overlap is {self.min_overlap:g}; a fraction above 0, at most 1, is needed.")
-        if not 0 <= self.min_days <= self.max_days <= 100_000:
-            raise ConfigError(
-                f"min_days is {self.min_days:g} and max_days {self.max_days:g}; 0 <= min_days <= max_days <= 100000 "
-                "is needed."
-            )
-        if not 0 <= self.max_cloud <= 100:
-            raise ConfigError(f"max_cloud is {self.max_cloud:g}; a percentage from 0 to 100 is needed.")
+        require_ranges(self)
+        if self.min_days > self.max_days:
+            raise ConfigError(f"min_days is {self.min_days:g} and max_days {self.max_days:g}: not more is needed.")
 
 
 class Predecessors:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from hisem.captions.staging import Redo
 from hisem.errors import ConfigError
+from hisem.ranges import Beam, Cpus, Processes, Range, require_ranges
 
 
 @dataclass(frozen=True)
 class Captioning:
     """How captions are made, and with what."""
 
-    beam: int = 1
+    beam: Beam = 1
     """Beam width; 1 is greedy. A wider beam also gives each tile a second caption."""
-    batch_size: int | None = None
+    batch_size: Annotated[int, Range(1, 4096)] | None = None
     """Tiles per forward pass (default: 8, with --gpu 128)."""
-    captioners: int | None = None
+    captioners: Processes | None = None
     """Captioning actors (default: as many as the cluster has GPUs, or places for --cpus)."""
-    cpus: int = 1
+    cpus: Cpus = 1
     """CPUs, and threads, of a captioner."""
     gpu: bool = False
     """Give each captioner one GPU."""
@@ -27,7 +28,7 @@ class Captioning:
     """Arithmetic: bf16 for a GPU."""
     compile: bool = False
     """Compile the model: faster after a first batch that takes minutes."""
-    sure_unchanged: float | None = None
+    sure_unchanged: Annotated[float, Range(0, 1, above=True)] | None = None
     """Tiles whose p(changed) is below skip the decoder and get the sentence for unchanged tiles (default: none do)."""
     recaption: bool = False
     """Caption all tiles of the catalogue again; their rows are replaced."""
@@ -37,10 +38,7 @@ class Captioning:
     """Write a page of the run with pictures of changed tiles, to OUTPUT/pages."""
 
     def __post_init__(self) -> None:
-        for name in ("beam", "batch_size", "captioners", "cpus"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}: 1 or more.")
+        require_ranges(self)
         if self.recaption and self.retry_failed:
             raise ConfigError("recaption captions all tiles again, retry_failed only failed ones: give one of them.")
 

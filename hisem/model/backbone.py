@@ -6,14 +6,14 @@ Architecture page, section 1.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from hisem.errors import ConfigError
+from hisem.ranges import Range, require_ranges
 
 CLIP_VIT_B16 = "vit_base_patch16_clip_quickgelu_224.openai"
 
@@ -31,16 +31,16 @@ class BackboneConfig:
 
     name: str = CLIP_VIT_B16
     """timm model name. OpenAI's CLIP weights need the `quickgelu` variants."""
-    image_size: tuple[int, int] = (224, 224)
+    image_size: Annotated[tuple[int, int], Range(1, 8192)] = (224, 224)
     """Height and width in pixels that tiles are resized to; multiples of the token stride."""
-    stride: int | None = None
+    stride: Annotated[int, Range(1, 8192)] | None = None
     """Pixels per token: cuts a pyramid (ResNet, Swin, ...) at that stage. None takes the last stage."""
     weights: str = "hub"
     """`hub` (downloaded by timm), `none` (random), or a .safetensors or .pth file."""
-    trainable_blocks: int = 4
+    trainable_blocks: Annotated[int, Range(-1, 10_000)] = 4
     """How many of the last blocks are fine-tuned, with the final norm; 0 freezes all, -1 trains all.
     Blocks of a pyramid count over its stages, those after the cut left out."""
-    options: dict[str, int | float | list[int]] = field(default_factory=dict)
+    options: Annotated[dict[str, int | float | list[int]], Range(0, 65_536, above=True)] = field(default_factory=dict)
     """Sizes passed to timm, above 0, for example `channels` of a ResNet or `depth` of a ViT."""
 
     def __post_init__(self) -> None:
@@ -49,19 +49,13 @@ class BackboneConfig:
                 f"model.backbone.options: {', '.join(unknown)} may not be set; "
                 f"allowed are the sizes {', '.join(sorted(SIZE_OPTIONS))}."
             )
-        for name, value in self.options.items():
-            if not value or not all(0 < size < math.inf for size in (value if isinstance(value, list) else [value])):
-                raise ConfigError(f"model.backbone.options.{name}={value}: sizes must be above 0.")
+        if empty := [name for name, value in self.options.items() if value == []]:
+            raise ConfigError(f"model.backbone.options.{empty[0]}: a list without sizes.")
+        require_ranges(self, "model.backbone.")
         if ":" in self.name or "/" in self.name:
             raise ConfigError(
                 f"model.backbone.name={self.name}: only timm's own model names are accepted, no hub or local paths."
             )
-        if min(self.image_size) < 1:
-            raise ConfigError(f"model.backbone.image_size={self.image_size}: both sides must be positive.")
-        if self.stride is not None and self.stride < 1:
-            raise ConfigError(f"model.backbone.stride={self.stride}: must be 1 or more.")
-        if self.trainable_blocks < -1:
-            raise ConfigError(f"model.backbone.trainable_blocks={self.trainable_blocks}: use -1 (all), 0 or more.")
 
 
 class Backbone(nn.Module):

@@ -8,31 +8,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from hisem.errors import ConfigError
+from hisem.ranges import Fraction, Heads, Range, require_ranges
 
 
 @dataclass(frozen=True)
 class BDAMConfig:
     """Differential attention between the two dates."""
 
-    layers: int = 3
+    layers: Annotated[int, Range(0, 64)] = 3
     """Number of layers; 0 leaves BDAM out (the paper's ablation)."""
-    heads: int = 8
+    heads: Heads = 8
     """Attention heads; must divide the backbone's channels."""
-    difference_weight: float = 0.9
+    difference_weight: Fraction = 0.9
     """The constant lambda that weighs the subtracted attention map, in [0, 1]."""
 
     def __post_init__(self) -> None:
-        if self.layers < 0:
-            raise ConfigError(f"model.bdam.layers={self.layers}: must be 0 or more.")
-        if self.heads < 1:
-            raise ConfigError(f"model.bdam.heads={self.heads}: must be 1 or more.")
-        if not 0 <= self.difference_weight <= 1:
-            raise ConfigError(f"model.bdam.difference_weight={self.difference_weight}: must lie in [0, 1].")
+        require_ranges(self, "model.bdam.")
 
 
 class Conditioning(nn.Module):

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from hisem.errors import ConfigError
+from hisem.ranges import Dropout, Heads, Layers, Range, require_ranges
 from hisem.text.vocabulary import END, NULL
 
 
@@ -24,21 +25,17 @@ from hisem.text.vocabulary import END, NULL
 class DecoderConfig:
     """The transformer that writes the caption."""
 
-    layers: int = 1
+    layers: Layers = 1
     """Number of layers, 1 or more."""
-    heads: int = 8
+    heads: Heads = 8
     """Attention heads; must divide the backbone's channels."""
-    dropout: float = 0.1
+    dropout: Dropout = 0.1
     """Dropout of embedding, attention, feed-forward and output, in [0, 1)."""
-    max_length: int = 41
+    max_length: Annotated[int, Range(1, 1000)] = 41
     """Most words generated after START, END included; also the longest training caption."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "heads", "max_length"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.decoder.{name}={getattr(self, name)}: must be 1 or more.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"model.decoder.dropout={self.dropout}: must lie in [0, 1).")
+        require_ranges(self, "model.decoder.")
 
 
 class KeyValue(NamedTuple):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hisem.config import from_dict, merge, to_dict
 from hisem.errors import ConfigError
 from hisem.model.moe import MoEConfig, TokenMoE
+from hisem.ranges import Dropout, Fraction, Width, require_ranges
 
 ROUTING = frozenset({"threshold", "top_k", "groups", "groups_kept", "balance_weight"})
 """Settings of `HASDConfig` and `MoEConfig` that no weight's shape depends on."""
@@ -26,21 +27,16 @@ class HASDConfig:
 
     router: bool = True
     """Whether pairs are routed; without it every pair takes the unchanged path (the paper's ablation)."""
-    threshold: float = 0.5
+    threshold: Fraction = 0.5
     """A pair is changed when p(changed) is at least this, in [0, 1]; 0.5 equals the paper's arg max."""
-    hidden: int = 2048
+    hidden: Width = 2048
     """Hidden size F of the unchanged path's feed-forward."""
-    dropout: float = 0.1
+    dropout: Dropout = 0.1
     """Dropout in the unchanged path's feed-forward, in [0, 1)."""
     moe: MoEConfig = field(default_factory=MoEConfig)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ConfigError(f"model.hasd.threshold={self.threshold}: must lie in [0, 1].")
-        if self.hidden < 1:
-            raise ConfigError(f"model.hasd.hidden={self.hidden}: must be 1 or more.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"model.hasd.dropout={self.dropout}: must lie in [0, 1).")
+        require_ranges(self, "model.hasd.")
 
 
 def rerouted(config: HASDConfig, settings: dict[str, Any]) -> HASDConfig:

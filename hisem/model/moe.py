@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from hisem.errors import ConfigError
+from hisem.ranges import NumExperts, Range, Width, require_ranges
 
 ALIGNMENT = 8
 """Grouped matrix products of torch take rows of whole 16 bytes: so many values of bfloat16."""
@@ -24,29 +25,23 @@ ALIGNMENT = 8
 class MoEConfig:
     """Experts of the changed path and how tokens choose among them."""
 
-    experts: int = 8
+    experts: NumExperts = 8
     """Number of routed experts E."""
-    top_k: int = 2
+    top_k: NumExperts = 2
     """Experts a token is sent to; at most groups_kept * experts / groups."""
-    groups: int = 4
+    groups: NumExperts = 4
     """Equal groups the experts form, in order; divides `experts`."""
-    groups_kept: int = 2
+    groups_kept: NumExperts = 2
     """Best groups among which a token chooses; at most `groups`."""
-    shared_experts: int = 2
+    shared_experts: Annotated[int, Range(0, 64)] = 2
     """Experts every token passes, built as one of hidden size D * shared_experts; 0 for none."""
-    hidden: int = 2048
+    hidden: Width = 2048
     """Hidden size F of a routed expert."""
-    balance_weight: float = 0.001
+    balance_weight: Annotated[float, Range(0, 1000)] = 0.001
     """Weight alpha of the load-balance loss, 0 or more."""
 
     def __post_init__(self) -> None:
-        for name in ("experts", "top_k", "groups", "groups_kept", "hidden"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.hasd.moe.{name}={getattr(self, name)}: must be 1 or more.")
-        if self.shared_experts < 0:
-            raise ConfigError(f"model.hasd.moe.shared_experts={self.shared_experts}: must be 0 or more.")
-        if not 0 <= self.balance_weight < math.inf:  # refuses NaN too
-            raise ConfigError(f"model.hasd.moe.balance_weight={self.balance_weight}: must be 0 or more, and finite.")
+        require_ranges(self, "model.hasd.moe.")
         if self.experts % self.groups:
             raise ConfigError(
                 f"model.hasd.moe.groups={self.groups}: must divide experts={self.experts} into equal groups."

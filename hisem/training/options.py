@@ -10,8 +10,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from hisem.cli import Options, parse
 from hisem.config import merge, read_yaml
 from hisem.model.bundle import read_config
@@ -57,4 +55,4 @@ def parse_experiment(
             model = read_config(HiSemConfig, resolve(chosen.init, chosen.tracking, Path(scratch)))
     experiment = preset(name, over, chosen.config or f"preset {name}", model)
     default = options(**{**vars(chosen), "preset": name, "experiment": experiment})
-    return tyro.cli(options, description=description, args=arguments, default=default)
+    return parse(options, description, arguments, default)

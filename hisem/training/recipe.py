@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from hisem.errors import ConfigError
 from hisem.model.hisem import HiSemConfig
+from hisem.ranges import Dropout, Epochs, Range, Seed, require_ranges
+
+Pairs = Annotated[int, Range(1, 65_536)]
+Weight = Annotated[float, Range(0, 1000)]
+FirstEpochs = Annotated[int, Range(0, 100_000)]
 
 Precision = Literal["auto", "float32", "bf16"]
 Metric = Literal[
@@ -37,37 +42,37 @@ NEED_METEOR = ("meteor", "s_m")
 class TrainingConfig:
     """How the model is trained and which one is kept."""
 
-    epochs: int = 50
+    epochs: Epochs = 50
     """Passes over the training split, numbered from 0."""
-    batch_size: int = 64
+    batch_size: Pairs = 64
     """Pairs per optimizer step over all workers together."""
-    micro_batch: int = 0
+    micro_batch: Annotated[int, Range(0, 65_536)] = 0
     """Largest number of pairs that a worker computes at once; 0 computes its whole part of a batch. The gradients are
     added up; batch norm sees what is computed at once.
     """
-    learning_rate: float = 1e-4
+    learning_rate: Annotated[float, Range(0, 100, above=True)] = 1e-4
     """Step size at its highest."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """`adam` (the paper's) or `adamw` (decoupled weight decay)."""
-    weight_decay: float = 0.0
+    weight_decay: Weight = 0.0
     """Weight decay of the optimizer, 0 or more."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the run: `constant`, or `cosine` down to zero after the warm-up."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, Range(0, 100_000_000)] = 0
     """Steps over which the learning rate rises linearly from zero."""
-    clip_norm: float = 0.0
+    clip_norm: Annotated[float, Range(0, 1e9)] = 0.0
     """Largest gradient norm of a step; 0 does not clip."""
-    router_weight: float = 0.8
+    router_weight: Weight = 0.8
     """Weight of the image router's cross-entropy."""
     router_ramp: Literal["cosine", "constant"] = "cosine"
     """`cosine` raises the router's weight over the run as the paper does, `constant` does not."""
-    router_frozen_epochs: int = 4
+    router_frozen_epochs: FirstEpochs = 4
     """First epochs in which the router gets no gradient from its loss (only with the cosine ramp)."""
-    label_routing_epochs: int = 41
+    label_routing_epochs: FirstEpochs = 41
     """First epochs in which the labels choose the path; afterwards the router does."""
-    tint: float = 0.0
+    tint: Dropout = 0.0
     """Colour augmentation: largest relative gain per date and channel, in [0, 1)."""
-    vocabulary_min_count: int = 6
+    vocabulary_min_count: Annotated[int, Range(1, 1_000_000)] = 6
     """How often a word must occur in the training references to be in the vocabulary."""
     precision: Precision = "auto"
     """Arithmetic of forward and backward: `bf16` is autocast, `auto` is `bf16` on a GPU that has it, else `float32`."""
@@ -75,33 +80,15 @@ class TrainingConfig:
     """Compile backbone, BDAM and the decoder's step with torch.compile; the first steps take minutes."""
     metric: Metric = "bleu_4"
     """Validation metric that chooses the best model."""
-    patience: int = 0
+    patience: FirstEpochs = 0
     """Epochs without a better `metric` after which the run ends; 0 never ends it early."""
     meteor: bool = True
     """Score METEOR and S*m in validation, where Java is there."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initial weights, order of tiles, drawn references, dropout and augmentation."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "vocabulary_min_count"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"training.{name}={getattr(self, name)}: must be 1 or more.")
-        for name in (
-            "micro_batch",
-            "weight_decay",
-            "warmup_steps",
-            "clip_norm",
-            "router_weight",
-            "router_frozen_epochs",
-            "patience",
-            "seed",
-        ):
-            if not 0 <= getattr(self, name) < math.inf:  # refuses NaN too
-                raise ConfigError(f"training.{name}={getattr(self, name)}: must be 0 or more, and finite.")
-        if not 0 < self.learning_rate < math.inf:
-            raise ConfigError(f"training.learning_rate={self.learning_rate}: must be above 0, and finite.")
-        if not 0 <= self.tint < 1:
-            raise ConfigError(f"training.tint={self.tint}: must lie in [0, 1).")
+        require_ranges(self, "training.")
         if self.metric in NEED_METEOR and not self.meteor:
             raise ConfigError(
                 f"training.metric={self.metric}: validation does not score it with training.meteor=False; set "

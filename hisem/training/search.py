@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from hisem.errors import ConfigError
+from hisem.ranges import Processes, Range, require_ranges
 
 SCORED = {"training": {"meteor": True}}
 """What goes over a preset: trials are told by S*m, too, which laptops' presets leave out, as Java starts slowly."""
@@ -15,27 +15,20 @@ SCORED = {"training": {"meteor": True}}
 class Search:
     """Which trials a sweep runs."""
 
-    samples: int = 6
+    samples: Annotated[int, Range(1, 100_000)] = 6
     """Trials; a grid may have at most so many."""
-    concurrent: int | None = None
+    concurrent: Processes | None = None
     """Trials at once (default: as many as the cluster has room for)."""
-    time_budget: float | None = None
+    time_budget: Annotated[float, Range(0, 1_000_000, above=True)] | None = None
     """Minutes, of each call, after which running trials are cut off and no more start."""
     search: Literal["tpe", "random", "grid"] = "tpe"
     """How values are drawn: by Optuna's TPE, at random, or all combinations."""
     asha: bool = True
     """Stop a trial early that is worse than others were after as many epochs."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Of what is drawn."""
     retry_failed: bool = False
     """Run trials again that failed in an earlier call."""
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ConfigError(f"samples is {self.samples}: 1 or more.")
-        if self.concurrent is not None and self.concurrent < 1:
-            raise ConfigError(f"concurrent is {self.concurrent}: 1 or more.")
-        if self.time_budget is not None and not self.time_budget > 0:
-            raise ConfigError(f"time_budget is {self.time_budget}: above 0.")
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}: 0 or more.")
+        require_ranges(self)

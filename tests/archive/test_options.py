@@ -30,7 +30,7 @@ from hisem.errors import ConfigError
         ({"scaling": "percentiles", "percentiles": (98.0, 2.0)}, "the lower first"),
         ({"scaling": "percentiles", "percentiles": (0.0, 101.0)}, "from 0 to 100"),
         ({"nodata": float("nan")}, "nodata is nan"),
-        ({"max_shift": 0.0}, r"max_shift is 0\.0: more than 0 pixels"),
+        ({"max_shift": 0.0}, r"max_shift is 0\.0: a value above 0"),
         ({"max_shift": float("inf")}, "max_shift is inf"),
         ({"skip_shifted": True}, "give --max-shift"),
     ],

@@ -65,13 +65,13 @@ def test_a_port_is_free_or_not() -> None:
 
 @pytest.mark.parametrize("flag", ["workers", "cpus_per_worker", "object_store", "dashboard_port"])
 def test_numbers_that_cannot_be_are_refused(flag: str) -> None:
-    with pytest.raises(ConfigError, match=f"--{flag.replace('_', '-')} is 0"):
+    with pytest.raises(ConfigError, match=f"{flag} is 0"):
         Options(action="start", **{flag: 0})  # type: ignore[arg-type]
 
 
 def test_cpus_are_divided_among_the_workers() -> None:
     assert Options(action="start", workers=1).cpus == os.cpu_count()
-    assert Options(action="start", workers=10_000).cpus == 1
+    assert Options(action="start", workers=100).cpus == max(1, (os.cpu_count() or 1) // 100)
     assert Options(action="start", workers=3, cpus_per_worker=7).cpus == 7
 
 

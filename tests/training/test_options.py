@@ -216,7 +216,7 @@ def test_mistakes_in_flags_end_with_2_and_are_named(
         (("--model.hasd.moe.groups", "3"), r"model\.hasd\.moe\.groups=3: must divide experts=8"),
         (("--model.hasd.moe.top-k", "5"), r"model\.hasd\.moe\.top_k=5: only 4 .*lower top_k or raise groups_kept"),
         (("--model.hasd.moe.groups-kept", "5"), r"model\.hasd\.moe\.groups_kept=5: must be at most groups=4"),
-        (("--training.clip-norm", "nan"), r"training\.clip_norm=nan: must be 0 or more"),
+        (("--training.clip-norm", "nan"), r"--training\.clip-norm is nan: a value from 0"),
     ],
 )
 def test_values_that_do_not_fit_together(arguments: tuple[str, ...], told: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from hisem.errors import ConfigError
+from hisem.ranges import Fraction, Range, Seed, require_ranges
 
 TRAIN, VAL, TEST = "train", "val", "test"
 
@@ -13,37 +15,25 @@ TRAIN, VAL, TEST = "train", "val", "test"
 class SyntheticConfig:
     """What determines a synthetic archive to the byte."""
 
-    scenes: int = 120
+    scenes: Annotated[int, Range(1, 100_000)] = 120
     """Scene pairs, at least 1."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random, at least 0."""
-    tile_size: int = 64
+    tile_size: Annotated[int, Range(32, 512)] = 64
     """Pixels a tile's side, 32 to 512. A tile shows 64 m of ground, so 64 makes pixels of 1 m."""
-    scene_tiles: int = 8
+    scene_tiles: Annotated[int, Range(1, 64)] = 8
     """Tiles a scene's side, 1 to 64."""
-    val_share: float = 0.08
+    val_share: Annotated[float, Range(0, 0.5)] = 0.08
     """Share of scenes for validation, 0 to 0.5; from 3 scenes on at least one if above 0."""
-    test_share: float = 0.10
+    test_share: Annotated[float, Range(0, 0.5)] = 0.10
     """Share of scenes for the test, 0 to 0.5; from 3 scenes on at least one if above 0."""
-    nodata_share: float = 0.15
+    nodata_share: Fraction = 0.15
     """Share of scenes with a corner beyond the footprint on one date or both, 0 to 1."""
-    two_crs_share: float = 0.10
+    two_crs_share: Fraction = 0.10
     """Share of scenes whose after scene is delivered in another CRS, 0 to 1."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("scenes", 1, 100_000),
-            ("seed", 0, 2**63),
-            ("tile_size", 32, 512),
-            ("scene_tiles", 1, 64),
-            ("val_share", 0, 0.5),
-            ("test_share", 0, 0.5),
-            ("nodata_share", 0, 1),
-            ("two_crs_share", 0, 1),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"{name} is {value}: choose a value from {low} to {high}.")
+        require_ranges(self)
         side = self.tile_size * self.scene_tiles
         if side > 8192:
             raise ConfigError(
