@@ -19,7 +19,12 @@ MAX_TILES = 1_000_000
 """Windows of one pair beyond which its rasters are taken to lie in wrong places."""
 
 
-INDEX_WITH_LATTICES = pa.schema([*INDEX, *((name, pa.list_(pa.float64())) for name in LATTICES)])
+MASK_APART = "mask_apart"
+"""Column that is true where the masks of a date cover nothing of the pair's scene."""
+
+INDEX_WITH_LATTICES = pa.schema(
+    [*INDEX, *((name, pa.list_(pa.float64())) for name in LATTICES), (MASK_APART, pa.bool_())]
+)
 """The index in flight, which `blocks.number_blocks` cuts."""
 
 
@@ -46,7 +51,7 @@ def index_with_lattices(pair: Mapping[str, Any], tile_size: int, options: ReadOp
 
 def _indexed(pair: Mapping[str, Any], tile_size: int, options: ReadOptions) -> pa.Table:
     with pair_reader(pair, tile_size, options) as reader:
-        grid, lattices = reader.grid, reader.lattices()
+        grid, lattices, mask_apart = reader.grid, reader.lattices(), reader.has_mask_apart()
     _require_countable(pair["pair_id"], grid, tile_size, options.overlap)
     places = windows(grid.height, grid.width, tile_size, options.overlap)
     rows = len(places)
@@ -63,6 +68,7 @@ def _indexed(pair: Mapping[str, Any], tile_size: int, options: ReadOptions) -> p
         "geometry": grid.footprints(places),
     }
     columns |= {name: [lattice] * rows for name, lattice in zip(LATTICES, lattices, strict=True)}
+    columns[MASK_APART] = [mask_apart] * rows
     return pa.table(columns, schema=INDEX_WITH_LATTICES)
 
 

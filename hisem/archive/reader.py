@@ -148,6 +148,10 @@ class PairReader:
             stack.callback(found.source.close)
         return placed
 
+    def has_mask_apart(self) -> bool:
+        """True where the masks of a date cover nothing of the scene, so that they hide nothing."""
+        return any(scene.masks and not scene.placed_masks for scene in self._scenes)
+
     def lattices(self) -> tuple[Lattice, Lattice]:
         """How the first raster of each date is stored, see `hisem.archive.blocks`."""
         before, after = (lattice_of(scene.rasters[0], self.grid) for scene in self._scenes)

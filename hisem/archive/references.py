@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +30,28 @@ def read_references(uri: str) -> pa.Table:
         raise ReferencesError(str(error)) from error
     _by_tile(table, uri)
     return table
+
+
+@dataclass(frozen=True)
+class Matches:
+    """How references and the tiles of an index go together."""
+
+    matched: int
+    """Rows that describe a tile."""
+    unmatched: int
+    """Rows of pairs that were opened, but of places where no tile begins."""
+    example: str | None
+    """One of the latter."""
+
+
+def match_references(references: pa.Table, index: pa.Table) -> Matches:
+    """Count the references (schema REFERENCES) that describe a tile of `index`, among those of pairs in it."""
+    pairs = set(index.column("pair_id").to_pylist())
+    tiles = set(_keys(index))
+    keys = [key for key in _keys(references) if key[0] in pairs]
+    others = [key for key in keys if key not in tiles]
+    example = "pair {}, row_off {}, col_off {}".format(*others[0]) if others else None
+    return Matches(len(keys) - len(others), len(others), example)
 
 
 def join_references(shards: pa.Table, references: pa.Table) -> pa.Table:

@@ -19,7 +19,7 @@ from hisem.archive.catalogue import read_catalogue
 from hisem.archive.grid import require_tiling
 from hisem.archive.levir_cc import benchmark_name, read_levir_cc
 from hisem.archive.options import DEFAULTS, ReadOptions
-from hisem.archive.references import join_references, read_references
+from hisem.archive.references import join_references, match_references, read_references
 from hisem.archive.tiles import read_tiles, shard_table
 from hisem.distributed import session
 from hisem.distributed.index import index_archive, tile_blocks
@@ -80,6 +80,7 @@ def shard_archive(
         require_reader("tiling")
         require_shared([output], rasters_of(pairs))
         index, failed = index_archive(pairs, tile_size, options)
+        require_matches(known, index, tile_size, references or "")
         return write_shards(index, output, tile_size, known, failed, options)
 
 
@@ -107,6 +108,24 @@ def _require_known_pairs(pairs: pa.Table, references: pa.Table | None, where: st
         raise ReferencesError(f"{where}: none of its pairs ({found}, ...) is in the catalogue.")
     if missing := len(references) - pc.sum(known).as_py():
         log.warning("%s: %d row(s) are of pairs that the catalogue does not have", where, missing)
+
+
+def require_matches(references: pa.Table | None, index: pa.Table, tile_size: int, where: str) -> None:
+    """Log how many references describe a tile. Raises `ReferencesError` where none of the opened pairs' does."""
+    if references is None or not len(references) or not len(index):
+        return
+    matches = match_references(references, index)
+    told = f"{where}: {matches.matched} row(s) describe a tile of {tile_size} pixels"
+    if not matches.unmatched:
+        log.info("%s", told)
+        return
+    told += f", {matches.unmatched} do not ({matches.example}): no tile begins there"
+    if not matches.matched:
+        raise ReferencesError(
+            f"{told}. They were written for tiles of another size or overlap: give the --tile-size and --overlap that "
+            "they were made with."
+        )
+    log.warning("%s; these are left out", told)
 
 
 def shard_levir_cc(folder: str, output: str) -> ShardSummary:

@@ -21,7 +21,7 @@ from hisem.distributed import session
 from hisem.distributed.archive import read_shard_columns
 from hisem.errors import DatasetError, RasterError
 from hisem.schemas import OK, SHARD, conform
-from hisem.text.vocabulary import UNCHANGED_SENTENCE, tokenize
+from hisem.text.vocabulary import UNCHANGED_SENTENCE, means_unchanged, tokenize
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +97,7 @@ def read_splits(folder: str, names: tuple[str, ...]) -> dict[str, Split]:
                 f"{folder}: split {name} has no labelled tiles (labelled tiles by split: {there}). Splits are given by "
                 "the catalogue's column split."
             )
+        _log_single_class(rows, name, folder)
         splits[name] = Split(folder, name, size, rows.select(["tile_id", "pair_id", "references", "changed", "file"]))
     return splits
 
@@ -123,7 +124,7 @@ def pixels(split: Split, num_cpus: float = 1) -> ray.data.Dataset:
         for path in files.column("file").to_pylist():
             rows = conform(storage.read_parquet_file(path, fs, SHOWN), SHOWN_FIELDS, path)
             parts.append(rows.filter(pc.is_in(rows.column("tile_id"), ids)))
-        return decode(pa.concat_tables(parts), size)
+        return decode(pa.concat_tables(parts), size, ", ".join(files.column("file").to_pylist()))
 
     files = sorted(set(split.rows.column("file").to_pylist()))
     dataset = ray.data.from_arrow([pa.table({"file": [file]}) for file in files])
@@ -141,22 +142,23 @@ def decode_image(content: bytes | None, what: str) -> np.ndarray:
         raise DatasetError(f"{what} is damaged: {error}") from error
 
 
-def decode(table: pa.Table, tile_size: int) -> dict[str, np.ndarray]:
+def decode(table: pa.Table, tile_size: int, where: str = "shards") -> dict[str, np.ndarray]:
     """Columns SHOWN, images as PNG, to PAIR_COLUMNS, images as arrays uint8 B H W 3.
 
-    Raises `DatasetError` for an image that is damaged or not of `tile_size` pixels, whatever its row says.
+    `where` names the files in messages. Raises `DatasetError` for an image that is damaged or not of `tile_size`
+    pixels, whatever its row says.
     """
     images = {}
     for name in ("before", "after"):
         decoded = []
         contents = table.column(f"{name}_image").to_pylist()
         for tile, content in zip(table.column("tile_id").to_pylist(), contents, strict=True):
-            image = decode_image(content, f"{tile}: its {name} image")
+            image = decode_image(content, f"{where}: {tile}: its {name} image")
             decoded.append(image)
             if image.shape != (tile_size, tile_size, 3):
                 raise DatasetError(
-                    f"{tile}: its {name} image has {image.shape[0]} x {image.shape[1]} pixels, not {tile_size} x "
-                    f"{tile_size} as other tiles; make the shards anew with tile.py."
+                    f"{where}: {tile}: its {name} image has {image.shape[0]} x {image.shape[1]} pixels, not "
+                    f"{tile_size} x {tile_size} as other tiles; make the shards anew with tile.py."
                 )
         images[name] = np.stack(decoded)
     references = np.empty(len(table), dtype=object)
@@ -250,7 +252,7 @@ def _tile_size(labelled: pa.Table, folder: str) -> int:
 
 
 def _require_sense(labelled: pa.Table, folder: str) -> None:
-    """Refuse labels and sentences that teach nothing; tell of those that contradict each other."""
+    """Refuse labels and sentences that teach nothing, or all say the opposite; log how many contradict each other."""
     rows = labelled.select(["tile_id", "references", "changed"]).to_pylist()
     if unknown := [row["tile_id"] for row in rows if row["changed"] is None]:
         raise DatasetError(
@@ -265,10 +267,36 @@ def _require_sense(labelled: pa.Table, folder: str) -> None:
         )
     same = [tokenize(UNCHANGED_SENTENCE)]
     odd = [row["tile_id"] for row in rows if row["changed"] and all(words in same for words in said[row["tile_id"]])]
+    described = [
+        row["tile_id"] for row in rows if not row["changed"] and not any(map(means_unchanged, said[row["tile_id"]]))
+    ]
+    told = []
     if odd:
+        told.append(
+            f"{len(odd)} tile(s) are labelled changed, though all references say {UNCHANGED_SENTENCE!r}: {_some(odd)}"
+        )
+    if described:
+        told.append(
+            f"{len(described)} tile(s) are labelled unchanged, though all references describe a change: {_some(described)}"
+        )
+    # Where no label is as described, and both occur, `changed` means the opposite.
+    if odd and described and len(odd) + len(described) == len(rows):
+        raise DatasetError(
+            f"{folder}: the labels of all {len(rows)} tile(s) contradict their references: {'; '.join(told)}. Correct "
+            "the column changed of the references and make the shards again with tile.py."
+        )
+    if told:
+        log.warning("%s: of %d tile(s), %s; the label is followed", folder, len(rows), "; ".join(told))
+
+
+def _log_single_class(rows: pa.Table, split: str, folder: str) -> None:
+    """Log where all tiles of a split have one label, by which nothing is learned or measured of the other."""
+    labels = set(rows.column("changed").to_pylist())
+    if len(labels) == 1:
         log.warning(
-            "%s: %d tile(s) are labelled changed, though all references say %r: %s; the label is followed",
-            *(folder, len(odd), UNCHANGED_SENTENCE, _some(odd)),
+            "%s: all %d tile(s) of split %s are labelled %s: whether a tile has changed can be neither learned nor "
+            "measured on it",
+            *(folder, len(rows), split, "changed" if labels == {True} else "unchanged"),
         )
 
 

@@ -19,13 +19,14 @@ from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.tiles import read_tiles, shard_table
 from hisem.captions import table as captions
 from hisem.distributed import budget, session
-from hisem.distributed.archive import read_archive, require_reader
+from hisem.distributed.archive import read_archive, require_matches, require_reader
 from hisem.distributed.captioner import Captioner, CaptionOptions, read_pixels, with_captioners
 from hisem.distributed.index import cut, index_archive, join_ranges, measure_pairs, pairs_of
 from hisem.distributed.shipping import Shipped, ship
 from hisem.distributed.work import find_work
 from hisem.errors import StorageError
 from hisem.model.bundle import digest as bundle_digest
+from hisem.schemas import OK
 
 BLOCKS = 4
 """Blocks of tiles, spread evenly over the archive, that are sampled."""
@@ -38,10 +39,17 @@ class Sample:
     """Seconds that some tiles took: `measuring` the scenes of `pairs` pairs, `reading` and encoding, `captioning`."""
 
     tiles: int = 0
+    captioned: int = 0
+    """Those of `tiles` that are ok; the others are skipped or have failed, and take no captioning."""
     pairs: int = 0
     measuring: float = 0.0
     reading: float = 0.0
     captioning: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """Fraction of the tiles that are ok, in [0, 1]."""
+        return self.captioned / max(self.tiles, 1)
 
     def __add__(self, other: Sample) -> Sample:
         return Sample(*(mine + yours for mine, yours in zip(vars(self).values(), vars(other).values(), strict=True)))
@@ -54,6 +62,8 @@ class Forecast:
     pairs: int
     tiles: int
     """Tiles that would be read."""
+    usable: int
+    """Those of them that would not be skipped, by the share of the sample."""
     already: int
     """Tiles that this model has captioned before."""
     failed: dict[str, int]
@@ -76,6 +86,7 @@ class Forecast:
             **{f"failed: {reason}": count for reason, count in self.failed.items()},
             "tiles captioned before": self.already,
             "tiles to read": self.tiles,
+            "tiles not skipped (estimate)": self.usable,
             "GB of rasters": self.raster_bytes / 1e9,
             "rasters of unknown size": self.unsized,
             "GB of pixels to read": self.pixel_bytes / 1e9,
@@ -87,19 +98,23 @@ def forecast_shards(
     catalogue: str, tile_size: int, references: str | None = None, options: ReadOptions = DEFAULTS
 ) -> Forecast:
     """What `shard_archive` would do. Raises what that raises for its input."""
-    pairs, _ = read_archive(catalogue, tile_size, references, options)
+    pairs, known = read_archive(catalogue, tile_size, references, options)
     with session.cluster():
         require_reader("tiling")
         began = time.perf_counter()
         index, failed = index_archive(pairs, tile_size, options)
         indexing = time.perf_counter() - began
+        require_matches(known, index, tile_size, references or "")
         task = ray.remote(num_cpus=1)(_read)
         sample = _total(ray.get([task.remote(rows, tile_size, options) for rows in _spread(index, TILES)]))
         cpus = int(budget.most()["CPU"])
         hours = _hours(index, sample, indexing, cpus, sample.reading / max(sample.tiles, 1) / cpus)
-        told = f"{sample.tiles} tiles were read and encoded, {_per_tile(sample.reading, sample)} of one CPU"
+        told = (
+            f"{sample.tiles} tiles were read, {_per_tile(sample.reading, sample.tiles)} of one CPU, and the "
+            f"{sample.captioned} of them that are not skipped were encoded"
+        )
         reasons = failed.column("error").to_pylist()
-        return _forecast(pairs, index, 0, reasons, tile_size, hours, _assumption(told, cpus))
+        return _forecast(pairs, index, 0, reasons, tile_size, hours, _assumption(told, cpus), sample)
 
 
 def forecast_captions(catalogue: pa.Table, options: CaptionOptions) -> Forecast:
@@ -122,18 +137,21 @@ def forecast_captions(catalogue: pa.Table, options: CaptionOptions) -> Forecast:
         sample = _total(ray.get([task.remote(share, shipped, options, digest) for share in shares if share]))
         cpus = int(budget.most()["CPU"])
         tiles = max(sample.tiles, 1)
-        reading, captioning = sample.reading / tiles, sample.captioning / tiles
+        reading = sample.reading / tiles
+        captioning = sample.share * sample.captioning / max(sample.captioned, 1)  # of any tile, skipped ones included
         if asked.gpu:  # readers beside the captioners feed them
             slowest = max(reading / max(cpus - captioners * asked.cpus, 1), captioning / captioners)
         else:
             slowest = (reading + captioning) / captioners
         hours = _hours(work.todo, sample, indexing, cpus, slowest)
         told = (
-            f"{sample.tiles} tiles took {_per_tile(sample.reading, sample)} to read and "
-            f"{_per_tile(sample.captioning, sample)} to caption, by {captioners} captioner(s)"
+            f"{sample.tiles} tiles took {_per_tile(sample.reading, sample.tiles)} to read, and the {sample.captioned} "
+            f"of them that are not skipped {_per_tile(sample.captioning, sample.captioned)} to caption, by "
+            f"{captioners} captioner(s)"
         )
         failed = work.broken.column("error").to_pylist()
-        return _forecast(catalogue, work.todo, work.already, failed, options.tile_size, hours, _assumption(told, cpus))
+        assumption = _assumption(told, cpus)
+        return _forecast(catalogue, work.todo, work.already, failed, options.tile_size, hours, assumption, sample)
 
 
 def _spread(index: pa.Table, tiles: int) -> list[pa.Table]:
@@ -159,25 +177,36 @@ def _read(rows: pa.Table, tile_size: int, options: ReadOptions) -> Sample:
     """Read tiles and encode them as a shard."""
     rows, measured = _measured(rows, options)
     began = time.perf_counter()
-    pq.write_table(shard_table(read_tiles(rows, tile_size, options)), pa.BufferOutputStream(), compression="zstd")
-    return measured + Sample(tiles=len(rows), reading=time.perf_counter() - began)
+    shard = shard_table(read_tiles(rows, tile_size, options))
+    pq.write_table(shard, pa.BufferOutputStream(), compression="zstd")
+    return measured + Sample(tiles=len(rows), captioned=_ok(shard), reading=time.perf_counter() - began)
+
+
+def _ok(rows: pa.Table) -> int:
+    """How many tiles are neither skipped nor failed."""
+    return int(pc.sum(pc.equal(rows.column("status"), OK)).as_py() or 0)
 
 
 def _caption(blocks: Sequence[pa.Table], shipped: Shipped, options: CaptionOptions, digest: str) -> Sample:
-    """Read and caption tiles as one captioner does; its first batch, which warms it up, does not count."""
+    """Read and caption tiles as one captioner does; its first batch with pixels, which warms it up, does not count."""
     captioner = Captioner(shipped, options, digest)
     samples = []
-    for number, block in enumerate(blocks):
+    is_warm = False
+    for block in blocks:
         rows, measured = _measured(block, options.reading)
         began = time.perf_counter()
         pixels = pa.concat_tables(read_pixels(rows, options.tile_size, options.reading))
         read = time.perf_counter()
-        if not number:
+        captioned = _ok(pixels)
+        if captioned and not is_warm:
             captioner(pixels)
+            is_warm = True
         again = time.perf_counter()
         captioner(pixels)
-        took = Sample(tiles=len(rows), reading=read - began, captioning=time.perf_counter() - again)
-        samples.append(measured + took)
+        captioning = time.perf_counter() - again
+        samples.append(
+            measured + Sample(tiles=len(rows), captioned=captioned, reading=read - began, captioning=captioning)
+        )
     return _total(samples)
 
 
@@ -191,8 +220,8 @@ def _hours(index: pa.Table, sample: Sample, indexing: float, cpus: int, per_tile
     return (indexing + measuring + len(index) * per_tile) / 3600
 
 
-def _per_tile(seconds: float, sample: Sample) -> str:
-    return f"{1000 * seconds / max(sample.tiles, 1):.1f} ms each"
+def _per_tile(seconds: float, tiles: int) -> str:
+    return f"{1000 * seconds / max(tiles, 1):.1f} ms each"
 
 
 def _assumption(told: str, cpus: int) -> str:
@@ -205,12 +234,20 @@ def _assumption(told: str, cpus: int) -> str:
 
 
 def _forecast(
-    pairs: pa.Table, todo: pa.Table, already: int, failed: list[str], tile_size: int, hours: float, assumption: str
+    pairs: pa.Table,
+    todo: pa.Table,
+    already: int,
+    failed: list[str],
+    tile_size: int,
+    hours: float,
+    assumption: str,
+    sample: Sample,
 ) -> Forecast:
     size, unsized = _raster_bytes(pairs)
     return Forecast(
         pairs=len(pairs),
         tiles=len(todo),
+        usable=round(sample.share * len(todo)),
         already=already,
         failed=dict(Counter(failed).most_common()),
         raster_bytes=size,

@@ -16,7 +16,7 @@ import ray.data
 
 from hisem.archive.blocks import TILES_PER_BLOCK, number_blocks
 from hisem.archive.catalogue import REJECTED
-from hisem.archive.index import INDEX_WITH_LATTICES, index_with_lattices
+from hisem.archive.index import INDEX_WITH_LATTICES, MASK_APART, index_with_lattices
 from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.reader import RANGES, range_columns
 from hisem.archive.tiles import failed_pair_row
@@ -67,7 +67,20 @@ def index_archive(catalogue: pa.Table, tile_size: int, options: ReadOptions = DE
     failed = pc.equal(table.column("status"), FAILED)
     rows = table.filter(pc.invert(failed)).select(INDEX_WITH_LATTICES.names)
     require_unique(rows, "tile_id", "tile index")
+    _log_masks_apart(rows)
     return rows, table.filter(failed).select([*INDEX.names, *(field.name for field in QUALITY_FIELDS)])
+
+
+def _log_masks_apart(index: pa.Table) -> None:
+    """Log how many pairs have masks that lie elsewhere, and so hide nothing."""
+    ids = index.column("pair_id")
+    apart = pc.unique(ids.filter(index.column(MASK_APART))).to_pylist()
+    if apart:
+        log.warning(
+            "%d of %d pair(s) have a mask that covers nothing of their scene and hides nothing, the first is %s: check "
+            "the paths and the CRS of the masks",
+            *(len(apart), pc.count_distinct(ids).as_py(), apart[0]),
+        )
 
 
 def index_pairs(pairs: pa.Table, tile_size: int, options: ReadOptions) -> pa.Table:

@@ -7,7 +7,7 @@ bundle as plain JSON, which may come from strangers: `Vocabulary.from_dict` chec
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,12 +21,21 @@ SPECIALS = ("<NULL>", "<UNK>", "<START>", "<END>")
 """The four entries every vocabulary begins with; a special's id is its place here."""
 
 UNCHANGED_SENTENCE = "the scene is the same as before"
+EQUAL_WORDS = frozenset({"same", "identical", "unchanged", "nothing"})
+NONE_WORDS = frozenset({"no", "not", "none", "without", "hardly", "almost", "barely", "never"})
+CHANGE_WORDS = frozenset({"change", "changes", "changed", "difference", "differences", "differ", "different"})
 """The benchmarks' sentence for a pair without change; a pair that has it as a reference is unchanged."""
 
 MAX_WORD_LENGTH = 128
 """Longest word, in characters, that a vocabulary takes."""
 
 _PUNCTUATION = str.maketrans({",": " , ", ";": " ; ", ".": None, "?": None})
+
+
+def means_unchanged(words: Sequence[str]) -> bool:
+    """True where a sentence, as `tokenize` gives it, says in some wording that nothing changed."""
+    found = set(words)
+    return bool(found & EQUAL_WORDS) or bool(found & NONE_WORDS and found & CHANGE_WORDS)
 
 
 def tokenize(sentence: str) -> list[str]:

@@ -16,7 +16,7 @@ from hisem import storage
 from hisem.archive import png
 from hisem.distributed.dataset import pixels, read_splits
 from hisem.distributed.session import cluster
-from hisem.errors import DatasetError
+from hisem.errors import DatasetError, StorageError
 from hisem.model.hisem import HiSem
 from hisem.schemas import SHARD
 from hisem.text.vocabulary import SPECIALS, UNCHANGED_SENTENCE, tokenize
@@ -186,7 +186,55 @@ def test_labels_that_all_sentences_contradict_are_told(rewritten, caplog):
         rows[0].update(changed=True, references=[UNCHANGED_SENTENCE, "The scene is the same as before."])
         rows[1].update(changed=True, references=[UNCHANGED_SENTENCE, "a road is built"])
         rows[2].update(changed=False, references=["nothing happened"])
+        rows[3].update(changed=False, references=["two houses appear", "a road is built"])
+        rows[4].update(changed=False, references=["two houses appear", "there is no difference"])
 
     read_splits(rewritten(contradict), BOTH)
     assert "1 tile(s) are labelled changed, though all references say" in caplog.text
-    assert "before': scene_0000/0-0-32; the label is followed" in caplog.text
+    assert "before': scene_0000/0-0-32; 1 tile(s) are labelled unchanged" in caplog.text
+    assert "describe a change: scene_0000/0-96-32; the label is followed" in caplog.text
+
+
+def test_labels_that_mean_the_opposite_are_refused(rewritten):
+    def invert(rows: list[Row]) -> None:
+        for row in rows:
+            row["changed"] = not row["changed"]
+
+    with pytest.raises(DatasetError, match=r"the labels of all 95 tile.* contradict"):
+        read_splits(rewritten(invert), BOTH)
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_a_split_of_one_label_is_logged_with_its_count(rewritten, caplog, label):
+    def one_label(rows: list[Row]) -> None:
+        for row in of_split(rows, "val"):
+            row.update(changed=label, references=["a house appears" if label else UNCHANGED_SENTENCE])
+
+    splits = read_splits(rewritten(one_label), BOTH)
+    (line,) = [line for line in caplog.messages if "of split" in line]
+    assert f"all {len(splits['val'])} tile(s) of split val are labelled {'changed' if label else 'unchanged'}" in line
+
+
+@pytest.mark.parametrize("image", [b"", b"\x89PNG and no more", None, b"GIF89a"])
+def test_a_damaged_image_ends_with_one_line_that_names_it(rewritten, ray_cluster, image):
+    def damage(rows: list[Row]) -> None:
+        of_split(rows, "val")[3]["after_image"] = image
+
+    folder = rewritten(damage)
+    split = read_splits(folder, BOTH)["val"]
+    with pytest.raises(DatasetError, match=r"scene_\S+: its after image is damaged") as raised, cluster():
+        pixels(split).to_pandas()
+    assert "part-000000" in str(raised.value)
+
+
+def test_damaged_pages_end_with_one_line_that_names_the_file(rewritten, ray_cluster):
+    folder = rewritten(lambda rows: None)
+    split = read_splits(folder, BOTH)["val"]
+    path = Path(folder, "part-000000.parquet")
+    content = bytearray(path.read_bytes())
+    at = content.index(b"IDAT")  # of images, which are read last
+    content[at + 40] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(StorageError, match=f"{path}: cannot be read as Parquet.*restore it") as raised, cluster():
+        pixels(split).to_pandas()
+    assert "Traceback" not in str(raised.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,21 @@ def test_nothing_to_do_takes_no_time_but_the_index(archive, bundle, ray_cluster,
     gone = read_catalogue(storage.join(archive, "with_gone.parquet")).slice(6)
     forecast = forecast_captions(gone, CaptionOptions(str(tmp_path), bundle, "tiny", "1", TILE))
     assert (forecast.pairs, forecast.tiles, forecast.pixel_bytes) == (1, 0, 0)
+
+
+def test_skipped_tiles_are_not_counted_as_captioned(archive, bundle, ray_cluster, tmp_path):
+    """The sample is the whole archive, so that what would be skipped is known exactly."""
+    scenes = read_catalogue(storage.join(archive, "catalogue.parquet"))
+    reading = ReadOptions(min_valid=1.0)
+    options = CaptionOptions(str(tmp_path / "out"), bundle, "tiny", "1", TILE, reading=reading)
+    forecast = forecast_captions(scenes, options)
+    night = caption_archive(scenes, options).night
+    assert night.statuses["skipped"] > 0
+    sampled = int(re.search(r"the (\d+) of them that are not skipped", forecast.assumption)[1])
+    assert 0 < sampled < int(re.search(r"(\d+) tiles took", forecast.assumption)[1])
+    assert forecast.usable < forecast.tiles == sum(night.statuses.values())
+    shards = forecast_shards(storage.join(archive, "catalogue.parquet"), TILE, None, reading)
+    assert shards.usable < shards.tiles
 
 
 def test_hours_add_up(archive, ray_cluster):
