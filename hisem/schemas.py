@@ -172,7 +172,7 @@ def converted(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if not _means_the_same(column.type, kind):
-        raise pa.ArrowTypeError("values of that type mean something else")
+        raise pa.ArrowTypeError(f"{_needed(kind)} needed")
     if pa.types.is_boolean(kind) and _is_number(column.type):
         values = column.cast(pa.float64())
         odd = values.filter(pc.invert(pc.is_in(values, pa.array([0.0, 1.0, None]))))
@@ -200,6 +200,17 @@ def _means_the_same(kind: pa.DataType, target: pa.DataType) -> bool:
     if pa.types.is_boolean(target) or _is_number(target):
         return is_text or _is_number(kind)
     return pa.types.is_struct(target) and pa.types.is_struct(kind)
+
+
+def _needed(kind: pa.DataType) -> str:
+    """What a column of `kind` may hold, in words."""
+    if pa.types.is_timestamp(kind):
+        return "timestamps, dates or ISO 8601 text are"
+    if pa.types.is_boolean(kind):
+        return "true and false, or 1 and 0, are"
+    if pa.types.is_list(kind):
+        return f"a list in each row is; in it {_needed(kind.value_type)}"
+    return "text is" if pa.types.is_string(kind) else f"{kind} is"
 
 
 def _is_number(kind: pa.DataType) -> bool:

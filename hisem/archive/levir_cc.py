@@ -38,6 +38,7 @@ def read_levir_cc(folder: str) -> tuple[pa.Table, pa.Table]:
     path = _captions_file(root)
     entries = [_parsed(entry, number, path) for number, entry in enumerate(_read_entries(path))]
     _require_images(root, entries, path.name)
+    _require_rgb(root, entries)
     index = pa.Table.from_pylist([_index_row(root, entry) for entry in entries], schema=INDEX)
     require_unique(index, "pair_id", str(path), CatalogueError)
     rows = [
@@ -125,14 +126,37 @@ def _require_images(root: Path, entries: list[dict[str, Any]], captions: str) ->
         )
 
 
+def _require_rgb(root: Path, entries: list[dict[str, Any]]) -> None:
+    """Raise `CatalogueError` counting the images that cannot be read as 8-bit red, green and blue, by their headers."""
+    named = [_image(root, entry, date) for entry in entries for date in "AB"]
+    others = [(path, what) for path in named if (what := _other_than_rgb(path))]
+    if others:
+        shown = ", ".join(f"{path.relative_to(root)} ({what})" for path, what in others[:3])
+        raise CatalogueError(
+            f"{root}: {len(others)} of the {len(named)} images are not 8-bit RGB PNG or JPEG, among them {shown}; "
+            "convert them, as with `magick IN -colorspace sRGB -depth 8 PNG24:OUT`, or unpack damaged ones again."
+        )
+
+
+def _other_than_rgb(path: Path) -> str | None:
+    """What an image is that cannot be read as 8-bit RGB; None where it can."""
+    try:
+        with Image.open(path, formats=["PNG", "JPEG"]) as image:
+            kind, mode, size = image.format, image.mode, image.size
+        with path.open("rb") as file:
+            depth = file.read(25)[24] if kind == "PNG" else 8  # which Pillow's mode hides
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return f"cannot be read as PNG: {' '.join(str(error).split())}"
+    if mode in ("RGB", "RGBA") and depth == 8 and min(size) > 0:
+        return None
+    return f"a {kind} of mode {mode} with {depth} bits a band"
+
+
 def _index_row(root: Path, entry: dict[str, Any]) -> dict[str, Any]:
     """The one tile of a pair; its size is that of the before image, read from the header."""
     before = _image(root, entry, "A")
-    try:
-        with Image.open(before, formats=["PNG"]) as image:
-            width, height = image.size
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise CatalogueError(f"{before}: cannot be read as PNG ({error}); unpack the image again.") from error
+    with Image.open(before, formats=["PNG", "JPEG"]) as image:
+        width, height = image.size
     window = Window(0, 0, height, width)
     return {
         "tile_id": tile_id(entry["pair_id"], window, max(height, width)),

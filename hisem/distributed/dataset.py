@@ -277,7 +277,8 @@ def _require_sense(labelled: pa.Table, folder: str) -> None:
         )
     if described:
         told.append(
-            f"{len(described)} tile(s) are labelled unchanged, though all references describe a change: {_some(described)}"
+            f"{len(described)} tile(s) are labelled unchanged, though all references describe a change: "
+            f"{_some(described)}"
         )
     # Where no label is as described, and both occur, `changed` means the opposite.
     if odd and described and len(odd) + len(described) == len(rows):

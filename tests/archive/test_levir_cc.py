@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 
 from hisem.archive.levir_cc import CAPTIONS_FILE, benchmark_name, read_levir_cc
@@ -124,4 +125,51 @@ def test_unusable_images_are_named(tmp_path: Path, damage: Callable[[Path], Any]
     write(tmp_path, {"images": [entry()]})
     damage(tmp_path)
     with pytest.raises(CatalogueError, match=reason):
+        read_levir_cc(str(tmp_path))
+
+
+ROWS, COLUMNS = np.mgrid[0:32, 0:40]
+PIXELS = np.stack([100 + 3 * ROWS, 200 - 2 * COLUMNS, 50 + ROWS + COLUMNS], axis=2).astype(np.uint8)
+IMAGES: dict[str, tuple[Any, str]] = {
+    "RGB": (Image.fromarray(PIXELS), "PNG"),
+    "RGBA": (Image.fromarray(np.dstack([PIXELS, np.full((32, 40), 255, np.uint8)])), "PNG"),
+    "JPEG": (Image.fromarray(PIXELS), "JPEG"),
+    "gray": (Image.fromarray(PIXELS[..., 0]), "PNG"),
+    "gray JPEG": (Image.fromarray(PIXELS[..., 0]), "JPEG"),
+    "gray with alpha": (Image.fromarray(PIXELS).convert("LA"), "PNG"),
+    "palette": (Image.fromarray(PIXELS).convert("P"), "PNG"),
+    "bits": (Image.fromarray(PIXELS).convert("1"), "PNG"),
+    "16 bit": (Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 256), "PNG"),
+    "CMYK": (Image.fromarray(PIXELS).convert("CMYK"), "JPEG"),
+    "GIF": (Image.fromarray(PIXELS), "GIF"),
+    "TIFF": (Image.fromarray(PIXELS), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("date", ["A", "B"])
+@pytest.mark.parametrize("kind", IMAGES)
+def test_images_of_other_kinds_are_read_right_or_named(tmp_path: Path, kind: str, date: str) -> None:
+    write(tmp_path, {"images": [entry()]})
+    image, kind_of_file = IMAGES[kind]
+    path = tmp_path / "images" / "train" / date / "train_000001.png"
+    image.save(path, format=kind_of_file)
+    if kind not in ("RGB", "RGBA", "JPEG"):
+        with pytest.raises(CatalogueError, match=rf"1 of the 2 images are not 8-bit RGB.*{date}/train_000001\.png"):
+            read_levir_cc(str(tmp_path))
+        return
+    index, _ = read_levir_cc(str(tmp_path))
+    (tile,) = read_tiles(index, 40)
+    found = tile.before if date == "A" else tile.after
+    assert found is not None
+    # Decoders of JPEG differ by little.
+    off = np.abs(found[:32].astype(int) - np.array(Image.open(path).convert("RGB")))
+    assert off.max() <= (4 if kind == "JPEG" else 0)
+
+
+def test_rgb_of_16_bits_is_named(tmp_path: Path) -> None:
+    write(tmp_path, {"images": [entry()]})
+    path = tmp_path / "images" / "train" / "B" / "train_000001.png"
+    with rasterio.open(path, "w", driver="PNG", height=32, width=40, count=3, dtype="uint16") as file:
+        file.write(PIXELS.transpose(2, 0, 1).astype(np.uint16) * 256)
+    with pytest.raises(CatalogueError, match=r"B/train_000001\.png \(a PNG of mode RGB with 16 bits a band\)"):
         read_levir_cc(str(tmp_path))
