@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -244,3 +245,82 @@ def test_make_dir_twice(root: str) -> None:
     for _ in range(2):
         storage.make_dir(storage.join(root, "a", "b"))
     assert storage.exists(storage.join(root, "a", "b"))
+
+
+NAMES = [
+    "a b.tif",
+    "100%.tif",
+    "a%20b.tif",
+    "ä/ü.tif",
+    "q?x=1#y.tif",
+    "a+b&c;d.tif",
+    "new\nline.tif",
+    "'quoted\".tif",
+    "*[1].tif",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_file_uris_name_the_path_that_they_are_made_of(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    uri = path.as_uri()
+    rest = uri.removeprefix("file://")
+    for form in (uri, f"file://localhost{rest}", f"file:{rest}", f"FILE://{rest}", f"file://LOCALHOST{rest}"):
+        assert storage.absolute(form) == str(path)
+        assert not storage.is_remote(form)
+    storage.write_bytes(uri, b"x")
+    assert path.read_bytes() == storage.read_bytes(uri) == b"x"
+    assert storage.exists(uri)
+    assert storage.absolute(storage.absolute(uri)) == str(path)
+
+
+@pytest.mark.parametrize("uri", ["file:a.tif", "file:./a.tif", "file://host/a.tif", "file://a.tif", "file:", "file://"])
+def test_file_uris_of_other_hosts_or_relative_paths_are_refused(uri: str) -> None:
+    with pytest.raises(StorageError, match="a file on this machine is named file:///"):
+        storage.absolute(uri)
+
+
+def test_a_home_that_does_not_exist_is_a_storage_error() -> None:
+    with pytest.raises(StorageError, match="without '~'"):
+        storage.absolute("~nobody-of-this-name/x")
+
+
+def test_damaged_parquet_is_one_error_that_names_the_file(tmp_path: Path) -> None:
+    """Any byte of the pages, the footer and its length; what is read in spite of it is what was written."""
+    table = pa.table(
+        {
+            "id": [f"p{n}" for n in range(50)],
+            "text": ["the scene is the same"] * 50,
+            "image": [bytes([n]) * 99 for n in range(50)],
+        }
+    )
+    path = tmp_path / "t.parquet"
+    storage.write_parquet(table, path)
+    sound = path.read_bytes()
+    rng = random.Random(0)
+    refused = 0
+    for number in range(400):
+        content = bytearray(sound)
+        if number % 4:
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        else:
+            del content[rng.randrange(len(content)) :]
+        path.write_bytes(content)
+        try:
+            found = storage.read_parquet(path, table.column_names)
+        except StorageError as error:
+            refused += str(error).startswith(f"{path}: cannot be read as Parquet")
+            continue
+        # Names and figures of the footer have no checksum; values of pages do.
+        assert all(found.column(name).to_pylist() == table.column(name).to_pylist() for name in found.column_names)
+    assert refused > 200
+
+
+def test_text_that_is_not_utf8_is_damage(tmp_path: Path) -> None:
+    column = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(bytes([0, 0, 0, 0, 1, 0, 0, 0])), pa.py_buffer(b"\xff")]
+    )
+    pq.write_table(pa.table({"id": column}), tmp_path / "t.parquet")
+    with pytest.raises(StorageError, match=r"t\.parquet: cannot be read as Parquet.*restore it"):
+        storage.read_parquet(tmp_path / "t.parquet")

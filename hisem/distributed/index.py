@@ -68,6 +68,7 @@ def index_archive(catalogue: pa.Table, tile_size: int, options: ReadOptions = DE
     rows = table.filter(pc.invert(failed)).select(INDEX_WITH_LATTICES.names)
     require_unique(rows, "tile_id", "tile index")
     _log_masks_apart(rows)
+    rows = rows.drop_columns([MASK_APART])
     return rows, table.filter(failed).select([*INDEX.names, *(field.name for field in QUALITY_FIELDS)])
 
 

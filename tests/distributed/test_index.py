@@ -7,9 +7,12 @@ import signal
 import threading
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import rasterio
+from affine import Affine
 
 from hisem import storage
 from hisem.archive.blocks import LATTICES, number_blocks
@@ -21,7 +24,7 @@ from hisem.distributed import index as module
 from hisem.distributed import session
 from hisem.distributed.index import PAIRS_PER_TASK, cut, index_archive, index_pairs, tile_blocks
 from hisem.errors import ResourceError
-from hisem.schemas import INDEX, QUALITY_FIELDS
+from hisem.schemas import CATALOGUE, INDEX, QUALITY_FIELDS
 
 TILE = 32
 
@@ -77,6 +80,24 @@ def test_the_index_is_that_of_a_plain_loop(archive, ray_cluster):
     )
     assert index.column_names == [*INDEX.names, *LATTICES]
     assert failed.column_names == [*INDEX.names, *(field.name for field in QUALITY_FIELDS)]
+
+
+def test_masks_that_cover_nothing_are_counted(archive, ray_cluster, tmp_path, caplog):
+    rows = read_catalogue(storage.join(archive, "catalogue.parquet")).slice(0, 3).to_pylist()
+    with rasterio.open(rows[0]["before"][0]) as scene:
+        profile = scene.profile | {"count": 1, "nodata": None}
+    for name, shift in (("here", 0), ("elsewhere", 10**5)):
+        place = {"transform": profile["transform"] @ Affine.translation(shift, 0)}
+        with rasterio.open(tmp_path / f"{name}.tif", "w", **profile | place) as mask:
+            mask.write(np.zeros((1, profile["height"], profile["width"]), profile["dtype"]))
+    here, elsewhere = ([str(tmp_path / f"{name}.tif")] for name in ("here", "elsewhere"))
+    rows[0]["before_mask"] = here
+    rows[1]["before_mask"], rows[2]["before_mask"] = [*elsewhere, *elsewhere], None
+    index, failed = index_archive(pa.Table.from_pylist(rows, schema=CATALOGUE), TILE)
+    assert (len(index), len(failed)) == (48, 0)
+    (line,) = [line for line in caplog.messages if "mask that covers nothing" in line]
+    assert "1 of 3 pair(s)" in line
+    assert f"the first is {rows[1]['pair_id']}:" in line
 
 
 def test_blocks_hold_each_row_once_and_in_order(archive, ray_cluster, monkeypatch):

@@ -14,6 +14,7 @@ import mlflow
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -476,3 +477,19 @@ def test_a_wider_beam_gives_second_captions(catalogue, bundle, ray_cluster, tmp_
     rows = [row for row in read_captions(str(tmp_path)).to_pylist() if row["status"] == OK]
     assert any(row["second_caption"] for row in rows)
     assert all(row["second_caption"] != row["caption"] for row in rows)
+
+
+def test_a_row_that_became_unusable_fails_and_spoils_no_other(archive, bundle, ray_cluster, tmp_path):
+    scenes = read_catalogue(storage.join(archive, "catalogue.parquet"))
+    out = tmp_path / "out"
+    caption_archive(scenes.slice(0, 1), options(bundle, out))
+    rows = scenes.slice(0, 2).to_pylist()
+    for row in rows:
+        row |= {name: row[name] and row[name].isoformat() for name in ("before_time", "after_time")}
+    rows[0]["before_time"] = "spring"
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")
+    night = caption_archive(read_catalogue(str(tmp_path / "c.parquet")), options(bundle, out)).night
+    assert night.statuses[FAILED] == 1
+    failed = [row for row in read_captions(str(out)).to_pylist() if row["status"] == FAILED]
+    assert [row["tile_id"] for row in failed] == [f"{rows[0]['pair_id']}/pair"]
+    assert "before_time 'spring' is not an ISO 8601 time" in failed[0]["error"]

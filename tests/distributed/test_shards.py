@@ -1,8 +1,11 @@
 """Archive to shards on Ray, against a plain loop over the archive room."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,9 +16,10 @@ from hisem.archive.index import index_pair
 from hisem.archive.options import ReadOptions
 from hisem.archive.tiles import read_tiles
 from hisem.distributed.archive import MANIFEST, read_benchmark, read_shard_columns, shard_archive, shard_levir_cc
+from hisem.distributed.forecast import forecast_shards
 from hisem.distributed.index import index_archive
-from hisem.errors import StorageError
-from hisem.schemas import SHARD
+from hisem.errors import ReferencesError, StorageError
+from hisem.schemas import REFERENCES, SHARD
 
 TILE = 32
 
@@ -144,3 +148,62 @@ def test_levir_cc_import(shared_data, ray_cluster, tmp_path):
     assert sum(table.column("changed").to_pylist()) == 29
     assert read_benchmark(str(tmp_path / "levir")) == "LEVIR-CC"
     assert shard_levir_cc(str(shared_data / "levir_cc"), str(tmp_path / "levir")) == summary
+
+
+def test_rows_that_cannot_be_used_are_failed_pairs(archive, ray_cluster, tmp_path, caplog):
+    scene = storage.read_parquet(storage.join(archive, "catalogue.parquet")).to_pylist()[0]
+    before, after = scene["before"][0], scene["after"][0]
+    lines = [
+        f"good,{before},{Path(after).as_uri()},,",
+        f"b d,{before},{after},,",
+        f"late,{before},{after},2024-05-02,2024-05-01",
+        f"number,{before},{after},1717236720,",
+        f",{before},{after},,",
+        "short,x",
+    ]
+    catalogue = tmp_path / "c.csv"
+    catalogue.write_text("\n".join(["pair_id,before,after,before_time,after_time", *lines]))
+    out = str(tmp_path / "out")
+    summary = shard_archive(str(catalogue), out, TILE)
+    rows = read_shard_columns(out, SHARD.names).to_pylist()
+    failed = {row["pair_id"]: row["error"] for row in rows if row["status"] == "failed"}
+    assert len(failed) == summary.statuses["failed"] == 5
+    assert {row["pair_id"] for row in rows} - set(failed) == {"good"}
+    assert "is later than" in failed["late"]
+    assert "ISO 8601" in failed["number"]
+    assert [line for line in caplog.messages if "5 of 6 row(s) cannot be used" in line]
+    assert shard_archive(str(catalogue), out, TILE) == summary  # the same rows under the same names
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_references_that_describe_no_tile_are_counted_or_refused(archive, ray_cluster, tmp_path, caplog, moved):
+    catalogue = storage.join(archive, "catalogue.parquet")
+    table = storage.read_parquet(storage.join(archive, "references.parquet")).select(REFERENCES.names)
+    rows = table.to_pylist()
+    for row in rows if moved else rows[:3]:
+        row["row_off"] += 1
+    uri = str(tmp_path / "r.parquet")
+    storage.write_parquet(pa.Table.from_pylist(rows, schema=REFERENCES), uri)
+    out = str(tmp_path / "out")
+    if moved:
+        for run in (lambda: shard_archive(catalogue, out, TILE, uri), lambda: forecast_shards(catalogue, TILE, uri)):
+            with pytest.raises(ReferencesError, match=f"0 row.*, {len(rows)} do not .*row_off 1.*--tile-size"):
+                run()
+        assert not (tmp_path / "out").exists()
+        return
+    summary = shard_archive(catalogue, out, TILE, uri)
+    assert summary.described == len(rows) - 3
+    (line,) = [line for line in caplog.messages if "describe a tile" in line]
+    assert f"{len(rows) - 3} row(s) describe a tile of {TILE} pixels, 3 do not" in line
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", "3", '{"tile_size": "32"}', "[" * 100_000, "\xff", '{"tile_size": 32, "benchmark": 1}'],
+)
+def test_a_damaged_manifest_is_named(shards, tmp_path, content):
+    copy = tmp_path / "shards"
+    shutil.copytree(shards, copy)
+    (copy / MANIFEST).write_bytes(content.encode("latin-1"))
+    with pytest.raises(StorageError, match=r"_index/manifest\.json: .*run tile\.py again"):
+        read_benchmark(str(copy))
