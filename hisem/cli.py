@@ -54,9 +54,10 @@ def parse(
 
     Exits with 2 and the usage on a mistake; raises `ConfigError` that names the flag for a number out of range.
     """
-    over = {} if default is None else {"default": default}
     try:
-        return tyro.cli(options, description=description, args=argv, **over)
+        if default is None:
+            return tyro.cli(options, description=description, args=argv)
+        return tyro.cli(options, description=description, args=argv, default=default)
     except RangeError as error:
         raise error.as_flag() from error
 

@@ -73,12 +73,12 @@ Overlap = Annotated[float, Range(0, 1, above=True)]
 Percent = Annotated[float, Range(0, 100)]
 
 
-def require_ranges(config: object, prefix: str = "") -> None:
+def require_ranges(config: Any, prefix: str = "") -> None:
     """Raise `RangeError` for a number in a field of the dataclass `config` that lies outside the field's range.
 
     `prefix` is what stands before the field's name in files and flags, such as `training.`.
     """
-    for name, allowed in ranges_of(type(config)).items():
+    for name, allowed in ranges_of(type(config)).items():  # type: ignore[arg-type] # a class is hashable
         for key, value in _numbers(f"{prefix}{name}", getattr(config, name)):
             if value not in allowed:
                 raise RangeError(key, value, allowed)

@@ -126,7 +126,7 @@ def test_every_number_has_a_range(flag: Flag, capsys: pytest.CaptureFixture[str]
     assert any(math.isinf(value) for value in outside if isinstance(value, float)) or float not in flag.wanted
     key = flag.name.removeprefix("--").replace("-", "_")
     for value in outside:
-        shaped = (value,) * flag.places if flag.places > 1 else value
+        shaped: Any = (value,) * flag.places if flag.places > 1 else value
         if get_origin(plain(flag.hint)) is dict:
             shaped = {"depth": value}
         with pytest.raises(RangeError) as raised:
