@@ -32,6 +32,15 @@ YEARS = -62_135_596_800, 253_402_300_800
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6}
 """Parts of a second that Arrow's timestamps count; those that count nanoseconds cannot leave these years."""
 
+OTHERS = {
+    b"PAR1": "Parquet",
+    b"PK\x03\x04": "a spreadsheet or another zip archive",
+    b"\x1f\x8b": "compressed by gzip",
+    b"{": "JSON, which pair.py --items reads as STAC items",
+    b"[": "JSON",
+}
+"""How files of other formats begin, and what they are."""
+
 NOT_UTF8 = re.compile("[\ud800-\udfff]")
 """What `surrogateescape` makes of bytes that are not UTF-8."""
 
@@ -120,7 +129,10 @@ def table_suffix(uri: str) -> str:
     """`parquet` or `csv`, whichever `uri` ends in. Raises `CatalogueError` where it ends in neither."""
     suffix = posixpath.splitext(uri)[1].lower()
     if suffix not in SUFFIXES:
-        raise CatalogueError(f"{uri}: a catalogue ends in {' or '.join(SUFFIXES)}, found {suffix or 'no suffix'}.")
+        hint = "; STAC items in JSON are paired by pair.py --items" if "json" in suffix else ""
+        raise CatalogueError(
+            f"{uri}: a catalogue ends in {' or '.join(SUFFIXES)}, found {suffix or 'no suffix'}{hint}."
+        )
     return suffix[1:]
 
 
@@ -172,6 +184,8 @@ def _read_csv(uri: str, columns: Sequence[str]) -> Rows:
 
 def _text(uri: str) -> str:
     content = storage.read_bytes(uri)
+    if other := next((name for start, name in OTHERS.items() if content.startswith(start)), None):
+        raise CatalogueError(f"{uri}: is {other}, not comma-separated text; name it by what it is, or save it as CSV.")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise CatalogueError(f"{uri}: is UTF-16 text; comma-separated UTF-8 text is needed: save it as UTF-8.")
     return content.decode("utf-8-sig", errors="surrogateescape")

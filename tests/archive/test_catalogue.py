@@ -160,6 +160,24 @@ def test_bytes_that_are_not_text_reject_their_row(tmp_path: Path) -> None:
         read_catalogue(str(path))
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b'{"type": "Feature"}\n{"type": "Feature"}\n', "JSON, which pair.py --items reads"),
+        (b"[1, 2]", "JSON"),
+        (b"PAR1 and more", "Parquet"),
+        (b"PK\x03\x04 and more", "spreadsheet"),
+        (b"\x1f\x8b and more", "gzip"),
+    ],
+)
+def test_other_formats_are_named(tmp_path: Path, content: bytes, what: str) -> None:
+    (tmp_path / "c.csv").write_bytes(content)
+    with pytest.raises(CatalogueError, match=rf"c\.csv: is .*{what}"):
+        read_catalogue(f"{tmp_path}/c.csv")
+    with pytest.raises(CatalogueError, match=r"found \.ndjson; STAC items in JSON are paired by pair\.py --items"):
+        read_catalogue(f"{tmp_path}/c.ndjson")
+
+
 def test_a_quote_that_is_not_closed_hides_no_rows(tmp_path: Path) -> None:
     with pytest.raises(CatalogueError, match="line 2 opens a quote that is not closed"):
         read_catalogue(write_csv(tmp_path, 'a,"1.tif,2.tif,,', "b,1.tif,2.tif,,"))

@@ -168,6 +168,19 @@ TWO_BANDS = {"B02": asset("2", "data"), "B03": asset("3", "data")}
         ),
         (item(assets={}), AssetChoice(), Reason.NO_ASSET, "it has none"),
         (item(assets=TWO_BANDS), AssetChoice(), Reason.NO_ASSET, "2 assets have the role data (B02, B03)"),
+        (
+            item(assets={f"tile_{number:02}": asset(f"{number}.tif", "data") for number in range(12)}),
+            AssetChoice(),
+            Reason.NO_ASSET,
+            "(tile_00, tile_01, tile_02, tile_03, tile_04, tile_05, tile_06, tile_07); name one with --assets, or all "
+            "pieces of one mosaic by a pattern: --assets 'tile_*'",
+        ),
+        (
+            item(assets={"N1_E2": asset("x"), "N1_E3": asset("y")}),
+            AssetChoice(),
+            Reason.NO_ASSET,
+            "it has N1_E2, N1_E3: name one with --assets, or all pieces of one mosaic by a pattern: --assets 'N1_E*'",
+        ),
         (item(assets={"x": asset("x"), "y": asset("y")}), AssetChoice(), Reason.NO_ASSET, "it has x, y: name one"),
         (item(assets=TWO_BANDS), AssetChoice(("B02", "B04")), Reason.NO_ASSET, "no asset B04; it has B02, B03"),
         (item(assets=TWO_BANDS), AssetChoice(("B0[4-9]",)), Reason.NO_ASSET, "no asset B0[4-9]; it has B02, B03"),
