@@ -73,7 +73,7 @@ def main(options: Options) -> int:
     if outcome is None:
         return source.done
     show(counts_table(f"Captions in {output}/captions", outcome.night.rows()), outcome.note())
-    return cli.Exit.FAILED_ROWS if outcome.night.statuses["failed"] else source.done
+    return cli.Exit.FAILED_ROWS if outcome.night.failed else source.done
 
 
 if __name__ == "__main__":

@@ -64,9 +64,10 @@ class Night:
     tiles: int
     """Tiles of the catalogue's pairs, failed pairs counted once."""
     already: int
-    """Tiles this model had captioned before."""
+    """Tiles that had a row by this model and are left out; those of pairs that cannot be opened do not count."""
     statuses: dict[str, int]
-    """Rows by status; each status is there."""
+    """Rows by status; each status is there. A pair that cannot be opened counts as failed in each run, also where
+    the table has its row from an earlier one."""
     changed: int
     """Ok tiles that changed."""
     share_changed: float | None
@@ -85,11 +86,20 @@ class Night:
     """Failed rows for reasons beyond `errors`."""
     tiles_per_second: float
     """Rows made in these seconds; 0 for none."""
+    failed_before: int = 0
+    """Tiles among `already` whose row is a failed one of an earlier run."""
+    errors_before: tuple[Failure, ...] = ()
+    """The most frequent reasons of those."""
 
     def __post_init__(self) -> None:
         for name in ("started", "ended"):
             if datetime.fromisoformat(getattr(self, name)).tzinfo is None:
                 raise ValueError(f"{name} is {getattr(self, name)}, without a time zone")
+
+    @property
+    def failed(self) -> int:
+        """Failed rows that the catalogue's pairs and tiles have, those of earlier runs included."""
+        return self.statuses[FAILED] + self.failed_before
 
     def rows(self) -> dict[str, object]:
         """What a person is told: what, how much."""
@@ -100,7 +110,8 @@ class Night:
             "model": f"{self.model_name} {self.model_version}",
             "pairs": self.pairs,
             "tiles": self.tiles,
-            "captioned before": self.already,
+            "captioned before": self.already - self.failed_before,
+            **({"failed before, left to --retry-failed": self.failed_before} if self.failed_before else {}),
             **{f"rows {status}": count for status, count in self.statuses.items()},
             "changed": self.changed,
             **({} if share is None else {"changed, of the tiles that are ok": percent(share)}),
@@ -111,6 +122,7 @@ class Night:
                 for one in self.errors
             },
             **({"failed: for other reasons": self.other_errors} if self.other_errors else {}),
+            **{f"failed before, for example: {one.example}": one.count for one in self.errors_before},
             "seconds": self.seconds,
             "tiles per second": self.tiles_per_second,
         }
@@ -122,6 +134,7 @@ class Night:
             "tiles": self.tiles,
             "already": self.already,
             **{f"rows_{status}": count for status, count in self.statuses.items()},
+            "failed_before": self.failed_before,
             "changed": self.changed,
             "share_changed": self.share_changed,
             "mean_logprob": self.mean_logprob,
@@ -148,12 +161,14 @@ def summarise(
     tiles: int,
     already: int,
     worked: tuple[int, float] | None = None,
+    before: pa.ChunkedArray | None = None,
 ) -> Night:
     """The night of a run that made `rows`: schema CAPTION, of which the columns below suffice.
 
     `status`, `error`, `caption`, `changed`, `caption_logprob`. Both times have a time zone. The order of the
     rows does not matter. `worked` are the rows and the seconds of the call that ended a run which had been
-    interrupted; otherwise it made all rows between both times.
+    interrupted; otherwise it made all rows between both times. `before` holds the errors of tiles that failed in an
+    earlier run and are not captioned again.
     """
     rows = rows.select(["status", "error", "caption", "changed", "caption_logprob"])
     counts = _counted(rows.column("status"))
@@ -162,6 +177,7 @@ def summarise(
     logprobs = ok.column("caption_logprob").cast(pa.float64())
     logprobs = logprobs.filter(pc.fill_null(pc.is_finite(logprobs), False))
     errors, others = failures(rows.filter(pc.equal(rows.column("status"), FAILED)).column("error"))
+    before = pa.chunked_array([], pa.string()) if before is None else before
     done, seconds = worked or (len(rows), max((ended - started).total_seconds(), 0.0))
     return Night(
         run=run,
@@ -187,6 +203,8 @@ def summarise(
         errors=errors,
         other_errors=others,
         tiles_per_second=done / seconds if seconds else 0.0,
+        failed_before=len(before),
+        errors_before=failures(before)[0],
     )
 
 
@@ -253,7 +271,8 @@ def _night(output: str, path: str) -> Night | None:
     uri = storage.join(output, NIGHTS, path.rpartition(f"/{NIGHTS}/")[2])
     try:
         data = json.loads(storage.read_bytes(uri))
-        return from_dict(Night, data | {"errors": tuple(data["errors"])}, uri)
+        lists = {name: tuple(data[name]) for name in ("errors", "errors_before") if name in data}
+        return from_dict(Night, data | lists, uri)
     except (StorageError, ConfigError, ValueError, TypeError, KeyError) as error:
         log.warning("%s: not the summary of a night, and left out (%s: %s).", uri, type(error).__name__, error)
         return None

@@ -41,7 +41,7 @@ FILE_ROWS = 262_144
 FILES_AT_ONCE = 16
 """Files whose keys are read at the same time: in a bucket each of them waits for some requests."""
 
-KNOWN = ["tile_id", "pair_id", "before_time", "after_time", "status", "captioned_at"]
+KNOWN = ["tile_id", "pair_id", "before_time", "after_time", "status", "error", "captioned_at"]
 NOTHING = pa.schema([CAPTION.field(name) for name in KNOWN]).empty_table()
 
 

@@ -22,7 +22,7 @@ from hisem.captions.staging import Job
 from hisem.distributed.work import Work
 from hisem.errors import TrackingError
 from hisem.report.morning import PICTURED, ordered, render_morning
-from hisem.schemas import CAPTION, STAGED
+from hisem.schemas import CAPTION, STAGED, conform
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,8 @@ def conclude(
     lock.require()
     captions.publish(rows, output)
     captions.supersede(output, set(opened.to_pylist()) | (work.opened if work else set()), job.model_digest)
+    if work:
+        rows = pa.concat_tables([rows, _unopened(work, job)])
     started = moment(job.started)
     before = None if work else find_night(output, job.run)
     night = (
@@ -87,6 +89,7 @@ def conclude(
             tiles=work.tiles if work else len(rows),
             already=work.already if work else 0,
             worked=(work.rows, seconds) if work and seconds is not None else None,
+            before=work.failed_tiles if work else None,
         )
     )
     remarks = drift.unusual(night, read_nights(output, job.model_digest, started - timedelta(days=drift.TRAILING_DAYS)))
@@ -135,6 +138,15 @@ def telling_only() -> Iterator[None]:
         log.warning("this run is not tracked: %s", error)
 
 
+def _unopened(work: Work, job: Job) -> pa.Table:
+    """Return the pairs that still cannot be opened as rows (schema CAPTION), which the table has already."""
+    stamps = {name: getattr(job, name) for name in ("model_name", "model_version", "model_digest")}
+    rows = work.unopened
+    for name, value in (stamps | {"captioned_at": datetime.now(UTC)}).items():
+        rows = rows.append_column(CAPTION.field(name), pa.array([value] * len(rows), CAPTION.field(name).type))
+    return conform(rows, CAPTION, "captions", optional=CAPTION.names)
+
+
 def _of_pairs(rows: pa.Table) -> pa.ChunkedArray:
     """Which rows stand for a pair that could not be opened."""
     return pc.equal(rows.column("tile_id"), pc.binary_join_element_wise(rows.column("pair_id"), "pair", "/"))
@@ -144,7 +156,7 @@ def _write_page(output: str, job: Job, rows: pa.Table, night: Night, remarks: li
     """The page of a job's rows; pictures are read of the tiles alone that it has pictures of."""
     pictured = ordered(rows, PICTURED).column("tile_id").combine_chunks()
     names = ["tile_id", *(name for name in STAGED.names if name not in CAPTION.names)]
-    parts = []
+    parts = [pa.schema([STAGED.field(name) for name in names]).empty_table()]
     for part in staging.staged_parts(output, job, names):
         read = pc.is_in(part.column("tile_id"), pictured)
         for name in names[1:]:

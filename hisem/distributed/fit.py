@@ -67,7 +67,6 @@ def fit(
         _log_epoch(run, reports[max(reports)])
     for epoch in sorted(reports):
         on_epoch(reports[epoch])
-    first = len(reports)
 
     def ended(report: dict[str, float]) -> None:
         reports[int(report["epoch"])] = report
@@ -94,9 +93,8 @@ def fit(
         )
         _run(job, asked, orders)
     written = _reports(job.checkpoints)
-    for epoch in range(first, len(written)):
-        if epoch not in reports:  # the worker died between writing and telling
-            ended(written[epoch])
+    for epoch in sorted(set(written) - set(reports)):  # the worker died between writing and telling
+        ended(written[epoch])
     return [written[epoch] for epoch in sorted(written)]
 
 
@@ -171,7 +169,7 @@ def _listener(metric: str, run: tracking.Run, ended: Callable[[dict[str, float]]
 
 def _start_line(event: Event) -> str:
     inside = f"after step {event['step']} of " if event["step"] else "at "
-    return f"{event['workers']} worker(s) start {inside}epoch {event['epoch'] + 1}"
+    return f"{event['workers']} worker(s) start {inside}epoch {event['epoch']}"
 
 
 def _log_epoch(run: tracking.Run, report: dict[str, float]) -> None:

@@ -149,7 +149,7 @@ def forecast_captions(catalogue: pa.Table, options: CaptionOptions) -> Forecast:
             f"of them that are not skipped {_per_tile(sample.captioning, sample.captioned)} to caption, by "
             f"{captioners} captioner(s)"
         )
-        failed = work.broken.column("error").to_pylist()
+        failed = [error for rows in (work.broken, work.unopened) for error in rows.column("error").to_pylist()]
         assumption = _assumption(told, cpus)
         return _forecast(catalogue, work.todo, work.already, failed, options.tile_size, hours, assumption, sample)
 

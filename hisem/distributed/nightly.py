@@ -151,6 +151,7 @@ def _stage(work: Work, options: CaptionOptions, digest: str, job: Job, lock: Loc
         stage(rows.set_column(column, CAPTION.field(column), times))
         metrics.made(rows, failures.tell(rows))
 
+    failures.tell(work.unopened)
     if len(work.broken):
         rows = work.broken
         for name, value in stamps(options, digest).items():

@@ -105,7 +105,7 @@ class TrialRun(ray.tune.Trainable):
         if isinstance(report, BaseException):
             raise report
         values = {name: float(value) for name, value in report.items() if name.startswith("val_")}
-        return {EPOCH: int(report[EPOCH]) + 1, "done": report is self._last, **values}
+        return {EPOCH: int(report[EPOCH]), "done": report is self._last, **values}
 
     def cleanup(self) -> None:
         """Ends the training run where the trial is stopped."""
@@ -124,7 +124,7 @@ class TrialRun(ray.tune.Trainable):
         reported: set[int] = set()
 
         def report(epoch: Report) -> None:
-            if epoch[EPOCH] + 1 == self._experiment.training.epochs:
+            if epoch[EPOCH] == self._experiment.training.epochs:
                 return  # told when the model is published
             reported.add(int(epoch[EPOCH]))
             self._reports.put(epoch)

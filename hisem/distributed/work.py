@@ -30,13 +30,17 @@ class Work:
     aside: int
     """Those of them that an interrupted run has done already."""
     opened: set[str]
+    unopened: pa.Table
+    """Rows, as in `broken`, of the other pairs that cannot be opened: the table has a row of each already."""
+    failed_tiles: pa.ChunkedArray
+    """Errors of tiles that have a failed row in the table and are not captioned again."""
     after: datetime | None
     """When the rows that are to be replaced were made, at the latest."""
 
     @property
     def already(self) -> int:
-        """Tiles that are left out, as they have a row in the table."""
-        return self.tiles - self.aside - self.rows
+        """Tiles of pairs that can be opened that are left out, as they have a row in the table."""
+        return self.tiles - self.aside - self.rows - len(self.unopened)
 
     @property
     def rows(self) -> int:
@@ -58,27 +62,36 @@ def find_work(catalogue: pa.Table, options: CaptionOptions, digest: str, job: Jo
     redo = options.captioning.redo
     if redo != "all":
         _require_same_acquisitions(catalogue, known, options)
-    index, failed = index_archive(catalogue, options.tile_size, options.reading)
-    opened, all_tiles = set(index.column("pair_id").to_pylist()), len(index) + len(failed)
-    done = known
+    index, unopened = index_archive(catalogue, options.tile_size, options.reading)
+    opened, tiles = set(index.column("pair_id").to_pylist()), len(index) + len(unopened)
+    was_failed = pc.equal(known.column("status"), FAILED)
+    done, failed = known, unopened
     if redo == "all":
         done = known.slice(0, 0)
     elif redo == "failed":
-        done = known.filter(pc.not_equal(known.column("status"), FAILED))
+        done = known.filter(pc.invert(was_failed))
     aside = known.select(["tile_id"]).slice(0, 0)
     if job:
         aside = staging.staged_rows(options.output, job, ["tile_id", "model_digest", "captioned_at"]).select(
             ["tile_id"]
         )
     here = pa.chunked_array([*index.column("tile_id").chunks, *failed.column("tile_id").chunks], pa.string())
-    count = pc.sum(pc.is_in(here, aside.column("tile_id").combine_chunks())).as_py() or 0
+    count = pc.sum(_among(here, aside)).as_py() or 0
+    left = done.filter(pc.and_(pc.equal(done.column("status"), FAILED), _among(done.column("tile_id"), index)))
     if redo == "failed":
-        broken = known.filter(pc.equal(known.column("status"), FAILED))
+        broken = known.filter(was_failed)
         index, failed = (_failed_before(rows, broken) for rows in (index, failed))
-    there = pa.concat_tables([done.select(["tile_id"]), aside]).column("tile_id").combine_chunks()
-    todo, rest = (rows.filter(pc.invert(pc.is_in(rows.column("tile_id"), there))) for rows in (index, failed))
+    there = pa.concat_tables([done.select(["tile_id"]), aside])
+    todo, rest = (rows.filter(pc.invert(_among(rows.column("tile_id"), there))) for rows in (index, failed))
+    made = pa.concat_tables([rest.select(["tile_id"]), aside])
+    unopened = unopened.filter(pc.invert(_among(unopened.column("tile_id"), made)))
     after = pc.max(known.column("captioned_at")).as_py() if redo != "nothing" else None
-    return Work(todo, rest, len(catalogue), all_tiles, count, opened, after)
+    return Work(todo, rest, len(catalogue), tiles, count, opened, unopened, left.column("error"), after)
+
+
+def _among(tiles: pa.ChunkedArray, rows: pa.Table) -> pa.ChunkedArray:
+    """Return for each tile id whether `rows` have it."""
+    return pc.is_in(tiles, rows.column("tile_id").combine_chunks())
 
 
 def _require_same_acquisitions(catalogue: pa.Table, known: pa.Table, options: CaptionOptions) -> None:

@@ -124,9 +124,8 @@ class Worker:
 
     def train(self) -> None:
         """Train from where the run stands to its end."""
-        self.put(
-            {"kind": "started", "workers": self.world, "epoch": self.progress.epoch, "step": self.progress.done.steps}
-        )
+        where = {"epoch": self.progress.epoch + 1, "step": self.progress.done.steps}
+        self.put({"kind": "started", "workers": self.world, **where})
         with ExitStack() as stack:
             scorer = stack.enter_context(CaptionScorer(meteor=self.recipe.meteor)) if self.rank == 0 else None
             for epoch in range(self.progress.epoch, self.recipe.epochs):
@@ -174,7 +173,7 @@ class Worker:
         began = time.perf_counter()
         results, metrics = self._validate(collate, scorer)
         report = {
-            "epoch": epoch,
+            "epoch": epoch + 1,  # what people see counts from 1
             **{f"train_{name}": float(value) for name, value in asdict(summary).items()},
             **{f"val_{name}": value for name, value in metrics.items()},
             "val_seconds": time.perf_counter() - began,
@@ -301,7 +300,7 @@ class _Reporter:
         self._worker.put(
             {
                 "kind": "step",
-                "epoch": self._epoch,
+                "epoch": self._epoch + 1,
                 "epochs": recipe.epochs,
                 "step": step.step,
                 "steps": steps,

@@ -34,7 +34,7 @@ _SEPARATORS = "/._- "
 def training_curves(history: Sequence[Mapping[str, float | None]]) -> Figure:
     """A figure 9 inches wide: losses on the left, validation scores (as fractions) on the right.
 
-    `history` has one mapping an epoch; `epoch` in it is its number, else its place counts from 0. Keys
+    `history` has one mapping an epoch; `epoch` in it is its number, else its place, from 1. Keys
     that contain `loss` are losses; keys that are a name in `SCORE_LABELS`, alone or behind a prefix
     (`validation/bleu_4`), are scores; anything else, such as times, is not drawn. A value that is
     missing, None or not finite is a gap; a curve of gaps alone, and a side without curves, is left out.
@@ -48,7 +48,7 @@ def training_curves(history: Sequence[Mapping[str, float | None]]) -> Figure:
     if not panels:
         raise ValueError(f"training history of {len(history)} epoch(s) has neither a loss nor a score to draw")
 
-    numbers = [_number(epoch.get("epoch", place)) for place, epoch in enumerate(history)]
+    numbers = [_number(epoch.get("epoch", place)) for place, epoch in enumerate(history, 1)]
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     for axes, (title, labels) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for place, (key, label) in enumerate(labels.items()):

@@ -7,11 +7,11 @@ from typing import Any
 
 
 def step_line(step: Mapping[str, Any]) -> str:
-    """One line of a step: `epoch`, `epochs`, `step`, `steps`, `loss`, `pairs_per_second`, `waiting` (share of
+    """One line of a step: `epoch` (from 1), `epochs`, `step`, `steps`, `loss`, `pairs_per_second`, `waiting` (share of
     the time that was spent waiting for data) and `seconds_left`, without validation.
     """
     return (
-        f"epoch {step['epoch'] + 1}/{step['epochs']}  step {step['step']}/{step['steps']}  loss {step['loss']:.3f}  "
+        f"epoch {step['epoch']}/{step['epochs']}  step {step['step']}/{step['steps']}  loss {step['loss']:.3f}  "
         f"{step['pairs_per_second']:.0f} pairs/s  {100 * step['waiting']:.0f} % waiting for data  "
         f"{duration(step['seconds_left'])} left"
     )
@@ -21,7 +21,7 @@ def epoch_line(report: Mapping[str, float], metric: str) -> str:
     """One line of a validated epoch's report; `metric` is the one that chooses the best."""
     waiting = 100 * report["train_waiting"] / max(report["train_seconds"], 1e-9)
     return (
-        f"epoch {int(report['epoch']) + 1} done: loss {report['train_loss']:.3f}, validation {metric} "
+        f"epoch {int(report['epoch'])} done: loss {report['train_loss']:.3f}, validation {metric} "
         f"{report[f'val_{metric}']:.3f}, change accuracy {report['val_change_accuracy']:.3f} "
         f"({duration(report['train_seconds'] + report['val_seconds'])}, {waiting:.0f} % waiting for data)"
     )

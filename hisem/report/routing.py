@@ -63,9 +63,10 @@ def expert_load_figure(epochs: Sequence[Sequence[float]]) -> Figure:
         panels[0].text(0.5, 0.5, "no tile took the changed path", transform=panels[0].transAxes, ha="center")
     _finish(panels[0], len(experts), "expert")
     for axes in panels[1:]:
+        numbers = range(1, len(epochs) + 1)
         for expert in experts:
             colour, line = style.look(expert)
-            axes.plot(shares[:, expert], line, color=colour, label=f"{expert}", marker="o", markersize=3)
+            axes.plot(numbers, shares[:, expert], line, color=colour, label=f"{expert}", marker="o", markersize=3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _finish(axes, len(experts), "epoch (one line an expert)")
     return figure

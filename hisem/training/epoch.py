@@ -135,7 +135,7 @@ def train_epoch(
         if plan.checkpoint:
             checkpoint(done)
     if not done.steps:
-        raise TrainingError(f"epoch {epoch}: no batch reached this worker; the training split has too few tiles.")
+        raise TrainingError(f"epoch {epoch + 1}: no batch reached this worker; the training split has too few tiles.")
     return EpochSummary(
         done.loss / done.steps,
         done.caption_loss / done.steps,
@@ -229,9 +229,9 @@ def _stop(shares: Sequence[Sequence[float]], parts: Sequence[Batch], epoch: int,
     values = "; ".join(str(values) for values, _ in broken)
     tiles = [tile for _, names in broken for tile in names]
     raise TrainingError(
-        f"epoch {epoch}, step {step}: the loss is not finite (caption, router, balance = {values}). The weights were "
-        f"not changed. Tiles: {', '.join(tiles[:8])}{', ...' if len(tiles) > 8 else ''}. Look at them, lower "
-        "training.learning_rate or set training.clip_norm."
+        f"epoch {epoch + 1}, step {step + 1}: the loss is not finite (caption, router, balance = {values}). "
+        f"The weights were not changed. Tiles: {', '.join(tiles[:8])}{', ...' if len(tiles) > 8 else ''}. Look at "
+        "them, lower training.learning_rate or set training.clip_norm."
     )
 
 

@@ -134,6 +134,7 @@ def test_a_night_without_rows() -> None:
         "rows_ok": 0,
         "rows_skipped": 0,
         "rows_failed": 0,
+        "failed_before": 0,
         "changed": 0,
         "seconds": 0,
         "tiles_per_second": 0,
@@ -157,6 +158,15 @@ def test_a_person_is_told() -> None:
     assert told[f"failed, for example: {ROWS[10]['error']}"] == 2
     assert told[f"failed: {ROWS[11]['error']}"] == 1
     assert "failed: for other reasons" not in told
+
+
+def test_failures_of_earlier_runs_are_stated() -> None:
+    errors = pa.chunked_array([["/x/9.tif: rows 0-64 cannot be read.", "/x/9.tif: rows 64-128 cannot be read."]])
+    found = night(ROWS, before=errors)
+    assert (found.failed, found.failed_before, found.already) == (4 + 2, 2, 7)
+    assert [(one.reason, one.count) for one in found.errors_before] == [("rows #-# cannot be read.", 2)]
+    assert found.rows()["captioned before"] == 5
+    assert (found.metrics()["failed_before"], found.statuses[FAILED]) == (2.0, 4)
 
 
 def test_captions_that_are_rare_are_left_out() -> None:

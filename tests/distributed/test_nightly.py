@@ -35,7 +35,7 @@ from hisem.distributed.shipping import ship
 from hisem.errors import BusyError, CaptioningError, CatalogueError, StorageError, TrackingError
 from hisem.model.bundle import digest
 from hisem.model.hisem import HiSem
-from hisem.schemas import FAILED, OK
+from hisem.schemas import FAILED, OK, SKIPPED
 
 TILE = 32
 
@@ -105,8 +105,7 @@ def test_a_second_run_adds_nothing(catalogue, bundle, ray_cluster, tmp_path):
     caption_archive(catalogue, options(bundle, tmp_path))
     files = {path: storage.read_bytes(path) for path in storage.list_files(tmp_path / "captions")}
     again = caption_archive(catalogue, options(bundle, tmp_path)).night
-    assert again.already == again.tiles == 97
-    assert made(again) == 0
+    assert (again.tiles, again.already, again.statuses[FAILED], made(again)) == (97, 96, 1, 1)  # one pair is gone
     assert {path: storage.read_bytes(path) for path in storage.list_files(tmp_path / "captions")} == files
 
 
@@ -122,14 +121,14 @@ def test_a_pair_that_has_the_name_of_another_is_refused_until_told_otherwise(cat
     assert staging.open_job(str(tmp_path)) is None
     assert read_captions(str(tmp_path)).equals(rows)
     assert made(caption_archive(other, options(bundle, tmp_path, recaption=True)).night) == 97
-    assert made(caption_archive(other, options(bundle, tmp_path)).night) == 0
+    assert made(caption_archive(other, options(bundle, tmp_path)).night) == 1  # the pair that is gone
 
 
 def test_the_date_of_a_pair_that_never_opened_may_be_mended(catalogue, bundle, ray_cluster, tmp_path):
     caption_archive(catalogue, options(bundle, tmp_path))
     gone = catalogue["pair_id"].to_pylist().index("gone")
     mended = dated(catalogue, gone, "after_time", datetime(2031, 5, 6, tzinfo=UTC))
-    assert made(caption_archive(mended, options(bundle, tmp_path)).night) == 0
+    assert caption_archive(mended, options(bundle, tmp_path)).night.statuses == {OK: 0, SKIPPED: 0, FAILED: 1}
 
 
 def test_only_new_pairs_are_captioned(catalogue, bundle, ray_cluster, tmp_path):
@@ -320,7 +319,12 @@ def test_retry_failed_redoes_failed_tiles_alone(archive, bundle, ray_cluster, tm
     assert first.errors  # a reason a kind, not a line a tile
     assert len(first.errors) < len(failed)
     before = times(out)
-    assert made(caption_archive(some, options(bundle, out)).night) == 0  # failed rows are rows
+    again = caption_archive(some, options(bundle, out)).night
+    assert (made(again), again.statuses[FAILED]) == (1, 1)  # the pair; failed rows of tiles are rows, and known
+    assert (again.failed, again.failed_before) == (len(failed), len(failed) - 1)
+    assert again.tiles == again.already + 1
+    assert {one.reason for one in (*again.errors, *again.errors_before)} == {one.reason for one in first.errors}
+    assert times(out) == before
     broken.write_bytes(whole)
     shutil.copy(scenes.slice(1, 1).to_pylist()[0]["after"][0], gone)
     third = pa.concat_tables([some, scenes.slice(2, 1)])

@@ -144,7 +144,7 @@ def test_a_trial_that_fails_is_a_row_with_its_error(swept: Sweep) -> None:
     assert [(row["name"], row["error"]) for row in rows] == [(t.name, t.error) for t in swept.summary.trials]
     reports = pq.read_table(f"{swept.options.folder}/reports.parquet").to_pylist()
     assert [(row["trial"], row["epoch"]) for row in reports] == [
-        (trial.name, epoch) for trial in swept.summary.trials for epoch in range(trial.epochs)
+        (trial.name, epoch) for trial in swept.summary.trials for epoch in range(1, trial.epochs + 1)
     ]
 
 

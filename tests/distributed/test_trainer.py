@@ -14,6 +14,8 @@ from hisem.distributed.dataset import decode, pixels, read_splits
 from hisem.distributed.trainer import train
 from hisem.errors import ConfigError, DatasetError, ResourceError, StorageError, TrainingError
 from hisem.model.hisem import HiSem
+from hisem.report.progress import epoch_line
+from hisem.training.checkpoints import Checkpoints
 from hisem.training.execution import Execution
 from tests.distributed.conftest import tiny
 
@@ -27,7 +29,7 @@ def test_the_run_is_tracked(trained):
         assert run.data.params[name] == str(value)
     for name in ("train_loss", "val_bleu_4", "val_change_accuracy"):
         logged = client.get_metric_history(summary.run_id, name)
-        assert [point.step for point in logged] == [0, 1]
+        assert [point.step for point in logged] == [1, 2]
         assert [point.value for point in logged] == [row[name] for row in summary.history]
     artifacts = {item.path for item in client.list_artifacts(summary.run_id, "bundle")}
     assert "bundle/model.safetensors" in artifacts
@@ -145,3 +147,16 @@ def test_pixels_are_those_of_the_split(shards):
         assert sorted(rows) == sorted(split.rows.column("tile_id").to_pylist())
     table = storage.read_parquet(storage.list_files(shards)[0])
     assert decode(table.slice(0, 3), 32)["before"].shape == (3, 32, 32, 3)
+
+
+def test_epochs_count_from_one_wherever_they_are_shown(trained):
+    options, summary = trained
+    assert [row["epoch"] for row in summary.history] == [1, 2]
+    best = max(summary.history, key=lambda row: row["val_bleu_4"])
+    logged = [epoch_line(row, "bleu_4") for row in summary.history]
+    assert [line.split()[:3] for line in logged] == [["epoch", "1", "done:"], ["epoch", "2", "done:"]]
+    with (Path(summary.bundle) / "metrics.json").open(encoding="utf-8") as file:
+        assert json.load(file)["epoch"] == best["epoch"] == summary.metrics["epoch"]
+    listed = Checkpoints(options.folder, keep=1).best()
+    assert listed is not None
+    assert listed.epoch == best["epoch"]

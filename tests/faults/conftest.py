@@ -76,7 +76,7 @@ class Driver:
         assert experiment is not None
         (run,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{self.name}'")
         points = {point.step: point.value for point in client.get_metric_history(run.info.run_id, "train_loss")}
-        assert sorted(points) == list(range(len(points)))
+        assert sorted(points) == list(range(1, len(points) + 1))
         return [points[step] for step in sorted(points)]
 
 

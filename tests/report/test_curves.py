@@ -46,10 +46,10 @@ def test_draws_the_history() -> None:
         assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == len(axes.lines)
 
 
-def test_epochs_count_from_zero_and_one_side_may_be_missing() -> None:
+def test_epochs_count_from_one_and_one_side_may_be_missing() -> None:
     (axes,) = training_curves([{"loss": 2.0}, {"loss": 1.0}]).axes
     assert axes.get_ylabel() == "loss"
-    assert epochs(axes) == [[0, 1]]
+    assert epochs(axes) == [[1, 2]]
 
 
 @pytest.mark.parametrize("history", [[], [{}], [{"epoch": 0, "seconds": 3.0, "loss": math.nan}]])

@@ -108,7 +108,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(tiny: Tiny, batch: P
         before.update(snapshot(model))
         yield many
 
-    with pytest.raises(TrainingError, match=r"epoch 3, step 1: .*not finite.*clip_norm") as caught:
+    with pytest.raises(TrainingError, match=r"epoch 4, step 2: .*not finite.*clip_norm") as caught:
         train_epoch(model, model, batches(), optimizer, recipe, 3, 2)
     named = str(caught.value).partition("Tiles: ")[2]
     assert [tile for tile in many.tile_ids if tile in named] == many.tile_ids[:8]
@@ -121,7 +121,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(tiny: Tiny, batch: P
 
 def test_no_batch_is_an_error(tiny: Tiny) -> None:
     model = tiny()
-    with pytest.raises(TrainingError, match=r"epoch 2: no batch"):
+    with pytest.raises(TrainingError, match=r"epoch 3: no batch"):
         train_epoch(model, model, [], make_optimizer(model, TrainingConfig()), TrainingConfig(), 2, 1)
 
 

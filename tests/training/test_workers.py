@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_stops_all_workers_with_the_culprits_tiles(wor
     messages = {worker["stopped"] for worker in workers[:2]}
     assert len(messages) == 1
     message = messages.pop()
-    assert "epoch 20, step 0" in message
+    assert "epoch 21, step 1" in message
     # The second of worker 1's three micro-batches.
     assert message.partition("Tiles: ")[2].partition(". ")[0] == "pair_007/0_0"
     assert all(worker["unchanged"] for worker in workers[:2])
