@@ -23,6 +23,8 @@ SIZE_OPTIONS = frozenset(
     {"channels", "depth", "depths", "dims", "embed_dim", "layers", "mlp_ratio", "num_heads", "patch_size", "reg_tokens"}
     | {"stem_width", "window_size"}
 )
+LARGEST_SIDE = 2048
+"""Most pixels of the side of an image: every tile is resized to it."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class BackboneConfig:
 
     name: str = CLIP_VIT_B16
     """timm model name. OpenAI's CLIP weights need the `quickgelu` variants."""
-    image_size: Annotated[tuple[int, int], Range(1, 8192)] = (224, 224)
-    """Height and width in pixels that tiles are resized to; multiples of the token stride."""
+    image_size: Annotated[tuple[int, int], Range(1, LARGEST_SIDE)] = (224, 224)
+    """Height and width in pixels that tiles are resized to, up to 2048; multiples of the token stride."""
     stride: Annotated[int, Range(1, 8192)] | None = None
     """Pixels per token: cuts a pyramid (ResNet, Swin, ...) at that stage. None takes the last stage."""
     weights: str = "hub"

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from hisem.errors import ConfigError
 from hisem.ranges import Fraction, Heads, Range, require_ranges
 
+LARGEST_MAP = 2**28
+"""Most weights of the attention of one pair, heads times tokens squared: it is held as a whole, 1 GiB of float32."""
+
 
 @dataclass(frozen=True)
 class BDAMConfig:
@@ -123,6 +126,11 @@ class BDAM(nn.Module):
             raise ConfigError(
                 f"model.bdam.heads={config.heads}: must divide the backbone's {dim} channels; "
                 f"use one of {[n for n in range(1, 17) if dim % n == 0]}."
+            )
+        if config.layers and (size := config.heads * (grid[0] * grid[1]) ** 2) > LARGEST_MAP:
+            raise ConfigError(
+                f"model.bdam.heads={config.heads}: with {grid[0]} x {grid[1]} tokens attention has {size} weights for "
+                f"each pair, {LARGEST_MAP} are allowed; use fewer heads, a smaller image_size or a larger stride."
             )
         self.layers = nn.ModuleList(Layer(dim, grid, config) for _ in range(config.layers))
         if config.layers:

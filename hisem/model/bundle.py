@@ -29,6 +29,9 @@ FORMAT = 1
 LARGEST_SIZE = 65536
 """No size of a model that anybody trains is beyond this."""
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+"""Types that weights may be stored in: float32, in which the model computes, holds the values of each exactly."""
+
 LAYER_COUNTS = frozenset({"depth", "depths", "layers"})
 """Keys of the config that count layers."""
 
@@ -110,9 +113,19 @@ def _check_weights(expected: dict[str, torch.Tensor], found: dict[str, torch.Ten
         for name in sorted(set(expected) & set(found))
         if found[name].shape != expected[name].shape
     ]
+    foreign = [
+        f"{name} is {found[name].dtype} instead of {expected[name].dtype}"
+        for name in sorted(set(expected) & set(found))
+        if found[name].dtype not in (FLOATS if expected[name].is_floating_point() else (expected[name].dtype,))
+    ]
     problems = [
         f"{label}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
-        for label, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        for label, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("misshapen", misshapen),
+            ("of another type", foreign),
+        )
         if names
     ]
     if problems:

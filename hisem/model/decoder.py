@@ -20,6 +20,9 @@ from hisem.errors import ConfigError
 from hisem.ranges import Dropout, Heads, Layers, Range, require_ranges
 from hisem.text.vocabulary import END, NULL
 
+LONGEST_CAPTION = 512
+"""Most words that a model may be made to generate: each costs a step of the decoder, for every tile."""
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -31,8 +34,8 @@ class DecoderConfig:
     """Attention heads; must divide the backbone's channels."""
     dropout: Dropout = 0.1
     """Dropout of embedding, attention, feed-forward and output, in [0, 1)."""
-    max_length: Annotated[int, Range(1, 1000)] = 41
-    """Most words generated after START, END included; also the longest training caption."""
+    max_length: Annotated[int, Range(1, LONGEST_CAPTION)] = 41
+    """Most words generated after START, END included, up to 512; also the longest training caption."""
 
     def __post_init__(self) -> None:
         require_ranges(self, "model.decoder.")

@@ -20,6 +20,9 @@ from hisem.ranges import NumExperts, Range, Width, require_ranges
 ALIGNMENT = 8
 """Grouped matrix products of torch take rows of whole 16 bytes: so many values of bfloat16."""
 
+MOST_EXPERTS = 64
+"""Experts that one token may be sent to."""
+
 
 @dataclass(frozen=True)
 class MoEConfig:
@@ -27,8 +30,8 @@ class MoEConfig:
 
     experts: NumExperts = 8
     """Number of routed experts E."""
-    top_k: NumExperts = 2
-    """Experts a token is sent to; at most groups_kept * experts / groups."""
+    top_k: Annotated[int, Range(1, MOST_EXPERTS)] = 2
+    """Experts a token is sent to; at most groups_kept * experts / groups, and 64."""
     groups: NumExperts = 4
     """Equal groups the experts form, in order; divides `experts`."""
     groups_kept: NumExperts = 2
