@@ -33,8 +33,9 @@ Places = npt.NDArray[np.int64]
 
 PUBLISHED, SETTINGS = "captions", "_settings.json"
 STAGING, JOB = "_staging", "job.json"
-UNDATED = "__HIVE_DEFAULT_PARTITION__"
-"""What Parquet readers take for a null partition."""
+UNDATED = "0000-00-00"
+"""In place of a date that is not known. It sorts before all dates, and no reader takes it for one. Hive has a name for
+nulls, but pandas cannot read a column with it beside dates, nor one that is null everywhere."""
 
 FILE_ROWS = 262_144
 """Rows of a published file at most."""

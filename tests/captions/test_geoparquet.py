@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -193,6 +195,27 @@ def test_a_file_without_footprints_is_geoparquet_too(count: int) -> None:
     assert len(found) == count
     assert found.geometry.isna().all()
     assert len(geopandas.read_parquet(io.BytesIO(content), bbox=(-180, -90, 180, 90))) == 0
+
+
+OGRINFO = shutil.which("ogrinfo")
+READS_PARQUET = (
+    bool(OGRINFO) and "Parquet" in subprocess.run(["ogrinfo", "--formats"], capture_output=True).stdout.decode()
+)
+
+
+@pytest.mark.skipif(not READS_PARQUET, reason="needs ogrinfo of a GDAL that is built with Arrow and Parquet")
+def test_gdal_shows_footprints_and_captions(tmp_path: Path) -> None:
+    rows = captions(["p/0", "p/1"], [square(9.9, 53.5), None], caption=["a house is built", None])
+    (tmp_path / "part.parquet").write_bytes(encoded(arranged(rows)))
+    command = ["ogrinfo", "-al", "-json", "-features", str(tmp_path / "part.parquet")]
+    (layer,) = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["layers"]
+    (column,) = layer["geometryFields"]
+    assert (column["name"], layer["featureCount"]) == ("geometry", 2)
+    assert column["coordinateSystem"]["projjson"]["type"] == "GeographicCRS"
+    first, second = layer["features"]
+    assert first["properties"]["caption"] == "a house is built"
+    assert shapely.from_geojson(json.dumps(first["geometry"])).equals(shapely.from_wkb(square(9.9, 53.5)))
+    assert second["geometry"] is None
 
 
 def test_tiles_on_the_antimeridian_are_found_from_both_sides() -> None:

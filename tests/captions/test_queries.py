@@ -12,7 +12,9 @@ from typing import Any
 
 import duckdb
 import duckdb_extension_spatial
+import geopandas
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import shapely
@@ -20,11 +22,11 @@ import shapely
 from hisem.archive.synthetic.language import references
 from hisem.archive.synthetic.truth import Kind, Place, Truth
 from hisem.captions.geoparquet import arranged, encoded
-from hisem.schemas import CAPTION, OK, SKIPPED
+from hisem.schemas import CAPTION, FAILED, OK, SKIPPED
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 NOW = datetime.now(UTC)
-UNDATED = "__HIVE_DEFAULT_PARTITION__"
+UNDATED = "0000-00-00"
 
 
 def blocks() -> list[str]:
@@ -192,3 +194,47 @@ def test_the_section_has_the_queries() -> None:
     assert [name in query for query, name in zip(queries, ("geopandas", "duckdb", "spatial"), strict=True)] == [
         True
     ] * 3
+
+
+def pandas_block() -> str:
+    """The first query that the README has, before the section: in pandas."""
+    found = re.search(
+        r"^```python\n(import pandas as pd\n.*?)^```$", README.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert found
+    return found[1]
+
+
+PLACE = shapely.to_wkb(shapely.box(9.95, 53.5, 9.96, 53.51))
+FAILED_PAIR = {"status": FAILED, "caption": None, "changed": None, "error": "/archive/b.tif: no such file."}
+TABLES: dict[str, list[dict[str, Any]]] = {
+    "without a date": [caption("a/0", None, geometry=PLACE), caption("b/0", None, geometry=PLACE, changed=False)],
+    "failed": [caption("a/pair", 3, **FAILED_PAIR), caption("b/pair", 0, **FAILED_PAIR)],
+    "failed, without a date": [caption("a/pair", None, **FAILED_PAIR)],
+    "some with a date": [caption("a/0", None, geometry=PLACE), caption("b/0", 0, geometry=PLACE)],
+    "some failed": [caption("a/0", None, geometry=PLACE), caption("b/pair", 0, **FAILED_PAIR)],
+    "without places": [caption("a/0", None), caption("b/0", 0)],
+    "versions that are numbers and words": [
+        caption("a/0", None, geometry=PLACE),
+        caption("b/0", 0, geometry=PLACE, model_version="dev"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_query_reads_every_table(home: Path, name: str) -> None:
+    """Readers infer the type of a partition from names of folders, and take columns from the first file."""
+    rows = TABLES[name]
+    published(home, rows)
+    names: dict[str, Any] = {}
+    exec(pandas_block(), names)
+    assert set(names["table"].tile_id) == {row["tile_id"] for row in rows}
+    whole = pd.read_parquet("~/hisem/table/captions")
+    undated = whole.acquired == UNDATED
+    assert set(whole.tile_id[undated]) == {row["tile_id"] for row in rows if row["after_time"] is None}
+    assert len(geopandas.read_parquet(home / "hisem" / "table" / "captions")) == len(rows)
+    for run in (run_geopandas, run_duckdb):
+        assert run(names) == changed_inside(rows, names["area"], names["yesterday"])
+    exec(blocks()[1], names)
+    wanted = Counter(row["after_time"] and row["after_time"].strftime("%Y-%m") for row in rows if row["changed"])
+    assert dict(names["months"].fetchall()) == wanted
