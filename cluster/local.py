@@ -96,14 +96,14 @@ class Cluster:
     def read(home: Path) -> Cluster | None:
         """The cluster of this folder, running or not."""
         try:
-            return Cluster(**json.loads((home / STATE).read_text()))
+            return Cluster(**json.loads((home / STATE).read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
 
     def write(self) -> None:
         """Write it down."""
         path = Path(self.home) / STATE
-        path.with_suffix(".new").write_text(json.dumps(asdict(self)))
+        path.with_suffix(".new").write_text(json.dumps(asdict(self)), encoding="utf-8")
         path.with_suffix(".new").replace(path)  # whole or not at all
 
     @property
@@ -148,7 +148,7 @@ def start(options: Options) -> Cluster:
         stop(there)
     token = home / TOKEN
     token.unlink(missing_ok=True)
-    with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(secrets.token_hex(32))
     files = tempfile.mkdtemp(prefix="hisem-")
     dashboard = options.dashboard_port or (DASHBOARD_PORT if is_free(DASHBOARD_PORT) else free_port())
@@ -223,21 +223,21 @@ def start_node(cluster: Cluster, name: str, *flags: str) -> None:
     printed = log_file(cluster, name)
     for left in reversed(range(ATTEMPTS)):
         process = launch(cluster, name, *flags)
-        started = await_true(lambda: STARTED in printed.read_text() or process.poll() is not None)  # noqa: B023
+        started = await_true(lambda: STARTED in printed.read_text(encoding="utf-8") or process.poll() is not None)  # noqa: B023
         if started and process.poll() is None:
             log.info("%s is up", name)
             return
-        if not (left and TOO_SLOW in printed.read_text()):
+        if not (left and TOO_SLOW in printed.read_text(encoding="utf-8")):
             break
         log.info("%s did not start within Ray's 30 s: once more", name)
     how = f"ended with {process.returncode}" if process.returncode is not None else "did not answer in time"
-    tail = " | ".join(line.strip() for line in printed.read_text().splitlines()[-15:] if line.strip())
+    tail = " | ".join(line.strip() for line in printed.read_text(encoding="utf-8").splitlines()[-15:] if line.strip())
     raise ResourceError(f"node {name} {how}; everything that was started is ended. Ray said: {tail}")
 
 
 def await_jobs(cluster: Cluster) -> None:
     """Return when the job server takes jobs."""
-    token = (Path(cluster.home) / TOKEN).read_text()
+    token = (Path(cluster.home) / TOKEN).read_text(encoding="utf-8")
     request = urllib.request.Request(
         f"http://127.0.0.1:{cluster.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {token}"}
     )
@@ -246,7 +246,7 @@ def await_jobs(cluster: Cluster) -> None:
 
     def answers() -> bool:
         try:
-            direct.open(request, timeout=5).close()
+            direct.open(request, timeout=5, encoding="utf-8").close()
         except OSError:
             return False
         return True

@@ -9,12 +9,15 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import TracebackType
+from typing import Any
 
 from hisem.errors import ConfigError
+from hisem.escapes import escaped
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +36,7 @@ def wants_json() -> bool:
 def configure(debug: bool) -> None:
     """Set up the logs of a command's process. Raises `ConfigError` where HISEM_LOG is none of `FORMATS`."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if wants_json() else logging.Formatter("%(message)s"))
+    handler.setFormatter(JsonLines() if wants_json() else TextLines())
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])
     if (asked := os.environ.get("HISEM_LOG", "text")) not in FORMATS:
         raise ConfigError(f"HISEM_LOG={asked}: must be one of {', '.join(FORMATS)}.")
@@ -41,6 +44,8 @@ def configure(debug: bool) -> None:
         logging.captureWarnings(True)
         sys.excepthook = _log_defect
         os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")  # its lines become ours
+    else:
+        sys.excepthook = _print_defect
 
 
 @contextmanager
@@ -52,6 +57,18 @@ def of_run(name: str) -> Iterator[None]:
         yield
     finally:
         _run = before
+
+
+class TextLines(logging.Formatter):
+    """A record as one line, whatever is in its message, and the lines of its traceback."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        """Return the message without control characters."""
+        return escaped(record.getMessage())
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's name
+        """Return the traceback without control characters but ends of lines."""
+        return escaped(super().formatException(ei), keep="\n")
 
 
 class JsonLines(logging.Formatter):
@@ -70,6 +87,12 @@ class JsonLines(logging.Formatter):
             "exception": self.formatException(record.exc_info) if record.exc_info else None,
         }
         return json.dumps({name: value for name, value in fields.items() if value is not None}, default=str)
+
+
+def _print_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error that is not expected, as Python does, but its messages without control characters."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    sys.stderr.write(escaped(text, keep="\n"))
 
 
 def _log_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

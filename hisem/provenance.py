@@ -74,6 +74,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
             errors="replace",
             timeout=GIT_SECONDS,
             check=True,
+            encoding="utf-8",
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -24,7 +24,7 @@ def main(options: Options) -> int:
     from hisem import storage
     from hisem.distributed.demo import run_demo
     from hisem.distributed.session import cluster
-    from hisem.report.summary import counts_table, show
+    from hisem.report.summary import counts_table, show, tell
     from hisem.report.tables import score_table
 
     with cluster():
@@ -38,7 +38,7 @@ def main(options: Options) -> int:
         )
     )
     show(counts_table("Seconds", {**done.seconds, "together": sum(done.seconds.values())}))
-    print(
+    tell(
         f"captions:  {done.captions.night.output}/captions (Parquet)\n"
         f"           python -c \"import pandas as pd; print(pd.read_parquet('{done.captions.night.output}/captions', "
         "columns=['tile_id', 'changed', 'caption']))\"\n"

@@ -48,10 +48,13 @@ def main(options: Options) -> int:
     from hisem import tracking
     from hisem.distributed.evaluation_page import write_evaluation
     from hisem.distributed.evaluator import evaluate
-    from hisem.report.summary import show
+    from hisem.report.summary import show, tell
     from hisem.report.tables import score_table
+    from hisem.writable import require_writable
 
     data = storage.absolute(options.data)
+    if options.output:
+        require_writable(options.output)
     with tempfile.TemporaryDirectory() as scratch:
         model = tracking.resolve_model(options.model, options.tracking, Path(scratch))
         done = evaluate(
@@ -69,7 +72,7 @@ def main(options: Options) -> int:
         if options.output:
             output = storage.absolute(options.output)
             write_evaluation(output, data, model, options.split, done, title)
-            print(f"captions, pictures and index.html: {output}")
+            tell(f"captions, pictures and index.html: {output}")
     return cli.Exit.DONE
 
 

@@ -16,6 +16,7 @@ import tyro
 from hisem import cli
 from hisem.errors import BundleError, ConfigError
 from hisem.ranges import Fraction, Heads, NumExperts
+from hisem.writable import require_writable
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,11 @@ def main(options: Options) -> int:
     """Import, and say what was inferred and what was left out."""
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
         raise ConfigError(f"--output {options.output}: not an empty folder; name a new one.")
+    require_writable(str(options.output))
     # Imported late, so that --help answers at once.
     from hisem.config import flatten, to_dict
     from hisem.model.published import Undetermined, import_checkpoint, read_checkpoint
-    from hisem.report.summary import counts_table, show
+    from hisem.report.summary import counts_table, show, tell
     from hisem.text.vocabulary import Vocabulary
 
     if not options.file.is_file():
@@ -63,7 +65,7 @@ def main(options: Options) -> int:
     show(counts_table(f"Model of {options.file.name}", inferred | {"words": str(len(vocabulary))}))
     kinds = Counter(re.sub(r"\.\d+\.", ".*.", key) for key in imported.dropped)
     show(counts_table("Keys that nothing uses, dropped", {key: str(count) for key, count in kinds.items()}))
-    print(f"bundle: {options.output}\ndigest: {digest}")
+    tell(f"bundle: {options.output}\ndigest: {digest}")
     return cli.Exit.DONE
 
 

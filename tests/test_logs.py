@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from hisem import logs
+from hisem.escapes import UNSAFE
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -104,3 +105,42 @@ def test_another_format_is_refused() -> None:
     done = command("3", log="xml")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: HISEM_LOG=xml: must be one of text, json.\n"
+
+
+EVIL = "p\nerror: all is well\r\x1b[2J\x9b1m\u2028\u202egnp"
+ESCAPED = r"p\nerror: all is well\r\x1b[2J\x9b1m\u2028\u202egnp"
+
+
+def test_a_line_of_text_is_one_line_whatever_is_in_it() -> None:
+    try:
+        raise ValueError(EVIL)
+    except ValueError:
+        info = sys.exc_info()
+    logger = logging.getLogger("hisem.here")
+    plain = logger.makeRecord("hisem.here", logging.WARNING, __file__, 1, "%s has failed: %s", (EVIL, "x"), None)
+    assert logs.TextLines().format(plain) == f"{ESCAPED} has failed: x"
+    traced = logger.makeRecord("hisem.here", logging.WARNING, __file__, 1, "%s", (EVIL,), info)
+    first, begin, *_ = logs.TextLines().format(traced).split("\n")
+    assert (first, begin) == (ESCAPED, "Traceback (most recent call last):")
+    assert not UNSAFE.search(logs.TextLines().format(traced).replace("\n", ""))
+
+
+@pytest.mark.parametrize("ends", ["raise cli.HisemError(EVIL)", "raise ValueError(EVIL)", "logging.error(EVIL)"])
+@pytest.mark.parametrize("arguments", [(), ("--debug",)])
+def test_a_command_prints_no_control_characters(ends: str, arguments: tuple[str, ...]) -> None:
+    body = f"EVIL = {EVIL!r}\n" + COMMAND.replace("return {ends}", ends)
+    environment = {**os.environ, "HISEM_LOG": "text", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", body, *arguments], env=environment, capture_output=True, timeout=60, check=False
+    )
+    shown = done.stderr.decode()
+    assert r"\x1b[2J" in shown
+    assert not UNSAFE.search(shown.replace("\n", ""))
+
+
+def test_json_holds_what_was_logged() -> None:
+    record = logging.getLogger("hisem.here").makeRecord("hisem.here", logging.INFO, __file__, 1, EVIL, (), None)
+    text = logs.JsonLines().format(record)
+    assert text.isascii()
+    assert not UNSAFE.search(text)
+    assert json.loads(text)["message"] == EVIL

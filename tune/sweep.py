@@ -51,7 +51,7 @@ def main(options: Options) -> int:
     """Sweep and print the trials, best first, and where the results are."""
     from hisem.distributed.defaults import default_data
     from hisem.distributed.sweep import SweepOptions, sweep
-    from hisem.report.summary import show
+    from hisem.report.summary import show, tell
     from hisem.report.sweep import trials_table
     from hisem.training.space import Space
 
@@ -69,10 +69,10 @@ def main(options: Options) -> int:
     )
     done = sweep(asked)
     show(trials_table(done.trials, metric))
-    print(f"tables, figures: {done.folder}\nMLflow run: {done.run_id}")
-    print(f"next: python pipelines/train.py --config {storage.join(done.folder, 'best.yaml')} --name NAME")
+    tell(f"tables, figures: {done.folder}\nMLflow run: {done.run_id}")
+    tell(f"next: python pipelines/train.py --config {storage.join(done.folder, 'best.yaml')} --name NAME")
     if not options.data:
-        print("on real data: --data SHARDS, made by tile.py; on a cluster: ray job submit -- python tune/sweep.py ...")
+        tell("on real data: --data SHARDS, made by tile.py; on a cluster: ray job submit -- python tune/sweep.py ...")
     return cli.Exit.DONE
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import posixpath
 import re
@@ -11,11 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pacsv
 
 from hisem import storage
 from hisem.archive.addresses import path_defect
-from hisem.archive.rows import Rows, is_text, read_rows, shown, table_suffix
+from hisem.archive.rows import Rows, csv_bytes, is_text, read_rows, shown, table_suffix
 from hisem.errors import CatalogueError, SchemaError, StorageError
 from hisem.schemas import CATALOGUE, OPTIONAL_PAIR_FIELDS, STRINGS, TIMESTAMP, conform, require_unique
 
@@ -90,9 +88,7 @@ def write_catalogue(table: pa.Table, uri: str) -> None:
         elif field.type == TIMESTAMP:
             texts = [time and time.isoformat() for time in table.column(field.name).to_pylist()]
             table = table.set_column(number, field.name, pa.array(texts, pa.string()))
-    content = io.BytesIO()
-    pacsv.write_csv(table, content)
-    storage.write_bytes(uri, content.getvalue())
+    storage.write_bytes(uri, csv_bytes(table))
 
 
 def _parsed(rows: Rows, name: str, folder: str) -> pa.ChunkedArray | pa.Array:

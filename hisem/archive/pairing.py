@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import posixpath
 import re
@@ -14,18 +13,18 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import pyarrow as pa
-import pyarrow.csv as pacsv
 
 from hisem import storage
 from hisem.archive.acquisitions import Acquisition, LeftOut, Reading, Reason, in_utc
 from hisem.archive.catalogue import SEPARATOR, write_catalogue
 from hisem.archive.footprint_table import read_footprints
 from hisem.archive.predecessors import PairingConfig, Predecessors
-from hisem.archive.rows import SUFFIXES, table_suffix
+from hisem.archive.rows import SUFFIXES, csv_bytes, table_suffix
 from hisem.archive.stac import ApiSearch, AssetChoice, read_items, search_items
 from hisem.errors import ConfigError
 from hisem.ranges import Days, Overlap, Percent, Range, require_ranges
 from hisem.schemas import CATALOGUE
+from hisem.writable import require_writable
 
 LEFT_OUT = pa.schema([(name, pa.string()) for name in ("id", "collection", "reason", "detail", "where")])
 """The table of what was left out: `reason` is one of `acquisitions.Reason`."""
@@ -151,6 +150,7 @@ def pair_archive(items: str, output: str, request: PairRequest, now: datetime) -
     """
     items, output = storage.absolute(items), storage.absolute(output)
     table_suffix(output)
+    require_writable(output, folder=False)
     if items == output:
         raise ConfigError(f"output is {output}, which holds the items; name another file.")
     config = request.config(now)
@@ -161,9 +161,7 @@ def pair_archive(items: str, output: str, request: PairRequest, now: datetime) -
     left_out = [*reading.unusable, *pairing.left_out]
     write_catalogue(pairing.catalogue, output)
     beside = f"{posixpath.splitext(output)[0]}.left_out.csv"
-    content = io.BytesIO()
-    pacsv.write_csv(pa.Table.from_pylist([asdict(one) for one in left_out], schema=LEFT_OUT), content)
-    storage.write_bytes(beside, content.getvalue())
+    storage.write_bytes(beside, csv_bytes(pa.Table.from_pylist([asdict(one) for one in left_out], schema=LEFT_OUT)))
     return Summary(
         output=output,
         left_out_table=beside,

@@ -15,9 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pacsv
 
 from hisem import storage
 from hisem.errors import CatalogueError
+from hisem.escapes import formula_read, formula_safe
 from hisem.schemas import TIMESTAMP
 
 SUFFIXES = (".parquet", ".csv")
@@ -150,6 +152,22 @@ def parsed_time(text: str, name: str) -> datetime:
         raise ValueError(f"{name} {shown(text)} is not an ISO 8601 time such as 2024-05-01T10:30:00Z") from error
 
 
+def csv_bytes(table: pa.Table) -> bytes:
+    """Return `table` as CSV; texts that a spreadsheet would run are quoted as `formula_safe` does."""
+    content = io.BytesIO()
+    pacsv.write_csv(_texts(table, formula_safe), content)
+    return content.getvalue()
+
+
+def _texts(table: pa.Table, change: Callable[[str], str]) -> pa.Table:
+    """Return `table` with every text changed."""
+    for number, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            texts = [text if text is None else change(text) for text in table.column(number).to_pylist()]
+            table = table.set_column(number, field, pa.array(texts, pa.string()))
+    return table
+
+
 def shown(value: object, most: int = 80) -> str:
     """`repr` of a value of a stranger's, short enough for a message."""
     text = repr(value)
@@ -174,7 +192,7 @@ def _read_csv(uri: str, columns: Sequence[str]) -> Rows:
         if isinstance(cells, str):
             rejected[len(lines)] = cells
             cells = [""] * len(header)
-        lines.append([NOT_UTF8.sub("\ufffd", cell) for cell in cells])
+        lines.append([formula_read(NOT_UTF8.sub("\ufffd", cell)) for cell in cells])
     if header is None:
         raise CatalogueError(f"{uri}: is empty; a header of comma-separated names of columns is needed.")
     values = zip(*lines, strict=True) if lines else [()] * len(header)

@@ -47,6 +47,12 @@ class Captioning:
         """Tiles per forward pass."""
         return self.batch_size or (128 if self.gpu else 8)
 
+    def deciding(self) -> dict[str, object]:
+        """Return the options that differ from the defaults and decide what a caption is, by their flags."""
+        names = ("beam", "precision", "sure_unchanged")
+        values = {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}
+        return {flag: value for flag, value in values.items() if value != getattr(GREEDY, flag[2:].replace("-", "_"))}
+
     @property
     def redo(self) -> Redo:
         """Which tiles that have a row are captioned again."""

@@ -26,6 +26,7 @@ from hisem.distributed.index import index_archive, tile_blocks
 from hisem.distributed.shared_storage import rasters_of, require_shared
 from hisem.errors import DatasetError, ReferencesError, StorageError
 from hisem.schemas import FAILED, INDEX, OK, REFERENCES, SHARD, SKIPPED, conform
+from hisem.writable import require_writable
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ def shard_archive(
 
     Raises what `read_archive` does before Ray is started.
     """
+    require_writable(output)
     pairs, known = read_archive(catalogue, tile_size, references, options)
     with session.cluster():
         require_reader("tiling")
@@ -133,6 +135,7 @@ def shard_levir_cc(folder: str, output: str) -> ShardSummary:
 
     Raises `DatasetError` for images of several sizes.
     """
+    require_writable(output)
     index, references = read_levir_cc(folder)
     sizes = sorted(set(index.column("height").to_pylist()) | set(index.column("width").to_pylist()))
     if len(sizes) != 1:

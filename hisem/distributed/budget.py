@@ -94,7 +94,7 @@ def _config_file() -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        return yaml.safe_load(Path(path).expanduser().read_text())
+        return yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         log.warning("%s: the autoscaler's configuration cannot be read (%s); the nodes of now count", path, error)
         return None
@@ -122,7 +122,7 @@ def _kuberay_config() -> dict[str, Any] | None:
     from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
 
     try:
-        cluster = KubernetesHttpApiClient(NAMESPACE.read_text().strip()).get(f"rayclusters/{name}")
+        cluster = KubernetesHttpApiClient(NAMESPACE.read_text(encoding="utf-8").strip()).get(f"rayclusters/{name}")
     except (OSError, json.JSONDecodeError) as error:  # requests' errors are OSErrors
         log.warning("RayCluster %s cannot be read (%s); the nodes of now count", name, error)
         return None

@@ -10,6 +10,7 @@ from hisem import cli, storage, tracking
 from hisem.archive.pairing import PairRequest, Summary, pair_archive, require_one_source
 from hisem.distributed.demo import ARCHIVE, demo_archive, demo_model, demo_shards
 from hisem.report.summary import counts_table, show
+from hisem.writable import require_writable
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ def caption_source(
     not last. Raises `ConfigError` for what does not go together, and what `pair_archive` raises.
     """
     require_one_source(catalogue, items, request)
+    if temporary is None:
+        require_writable(output)
     if items is not None:
         now = datetime.now(UTC)
         target = storage.join(temporary or output, CATALOGUES, f"{now:%Y%m%dT%H%M%SZ}.parquet")

@@ -26,6 +26,7 @@ from hisem.distributed.trainer import TrainOptions, TrainSummary, train
 from hisem.report.archive_sheet import write_archive_sheet
 from hisem.training.evaluation import TileResult
 from hisem.training.presets import preset
+from hisem.writable import require_writable
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ def demo_model(root: str, uri: str) -> str:
 def run_demo(root: str) -> DemoSummary:
     """Generate, tile, train, evaluate and caption under `root`; what is there already is not done again."""
     seconds: dict[str, float] = {}
+    require_writable(root)
     uri = tracking.sqlite_uri(root)
     with _stage("generate", seconds):
         archive = demo_archive(root)
@@ -141,7 +143,7 @@ def _log_scores(
     run.metrics({f"test_{name}": value for name, value in scores.items()} | {"test_kinds_named": kinds}, step=0)
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder, "scores.json")
-        table.write_text(json.dumps(scores | {"kinds_named": kinds}, indent=1))
+        table.write_text(json.dumps(scores | {"kinds_named": kinds}, indent=1), encoding="utf-8")
         run.file(table, "figures")
     for picture in pictures:
         run.file(Path(picture), "figures")

@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 STAGE_ROWS, STAGE_SECONDS = 512, 20.0
 """Rows, and seconds, after which what is done is put aside: what a kill loses, beside the batches at work."""
 
+HAVE_ROWS = (
+    "%d tile(s) have a row by this model and are left out: %s has no effect on them. --recaption captions them again."
+)
+
 
 def caption_job(
     catalogue: str,
@@ -115,6 +119,9 @@ def _caption(catalogue: pa.Table, options: CaptionOptions, lock: Lock) -> Outcom
     digest = bundle_digest(options.model)
     job = _job(catalogue, options, digest, lock)
     work = find_work(catalogue, options, digest, job)
+    if work.already and (flags := options.captioning.deciding()):
+        given = " ".join(f"{flag} {value}" for flag, value in flags.items())
+        log.warning(HAVE_ROWS, work.already, given)
     staging.begin(options.output, job)
     with logs.of_run(job.run), _tracked(options, job, work) as run:
         _stage(work, options, digest, job, lock)

@@ -43,7 +43,7 @@ def publish(
         model = HiSem.from_pretrained(folder)  # what is published can be loaded
         job.checkpoints.patiently(lambda: storage.upload(folder, storage.join(job.checkpoints.run, BUNDLE)))
         run.folder(folder, BUNDLE)
-        metrics: dict[str, float] = json.loads((folder / bundle.METRICS).read_text())
+        metrics: dict[str, float] = json.loads((folder / bundle.METRICS).read_text(encoding="utf-8"))
         _draw(run, model, data, history, read_results(checkpoint / VALIDATION))
         if not register:
             return metrics, ""

@@ -35,6 +35,7 @@ from hisem.report.sweep import Trial
 from hisem.training.execution import Execution
 from hisem.training.search import Search
 from hisem.training.space import Space
+from hisem.writable import require_writable
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ def sweep(options: SweepOptions) -> SweepSummary:
     Raises `HisemError` (one of its kinds) for whatever the user can mend; a trial that fails is none of it.
     """
     began = time.perf_counter()
+    require_writable(options.folder, remedy="Choose another --storage, or make it writable.")
     splits = read_splits(options.data, ("train", "val"))
     asked = {
         "experiment": to_dict(options.space.base),

@@ -113,7 +113,7 @@ def _calibrate(folder: Path, curve: ThresholdCurve | None, uri: str, checkpoints
         checkpoints.patiently(lambda: storage.upload(folder, uri))
         return None
     threshold = curve.best().threshold
-    metrics = json.loads((folder / bundle.METRICS).read_text())
+    metrics = json.loads((folder / bundle.METRICS).read_text(encoding="utf-8"))
     model = HiSem.from_pretrained(folder)
     model.change_threshold = threshold
     with tempfile.TemporaryDirectory() as scratch:

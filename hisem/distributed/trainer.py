@@ -27,6 +27,7 @@ from hisem.text.vocabulary import Vocabulary
 from hisem.training.checkpoints import BUNDLE, Checkpoints
 from hisem.training.execution import Execution
 from hisem.training.recipe import Experiment
+from hisem.writable import require_writable
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ def train(
     batch, workers = experiment.training.batch_size, options.execution.workers
     if batch < workers:
         raise ConfigError(f"training.batch_size={batch}: each of the {workers} workers needs a pair of it.")
+    require_writable(options.folder, remedy="Choose another --storage, or make it writable.")
     splits = read_splits(options.data, ("train", "val"))
     if len(splits["train"]) < workers:
         raise ConfigError(f"{options.data}: split train has {len(splits['train'])} tile(s) for {workers} workers.")

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from hisem.escapes import escaped
 from hisem.report.curves import score_label
 from hisem.text.threshold import ThresholdCurve
 
@@ -135,7 +136,7 @@ def trials_table(trials: Sequence[Trial], metric: str) -> Table:
         words = "\n".join(_words(header, letters))
         table.add_column(Text(words), justify="left" if place < 2 else "right", overflow="fold")
     for row in zip(*(cells for _, cells in columns), strict=True):
-        table.add_row(*map(Text, row))  # Text: a name is no markup
+        table.add_row(*(Text(escaped(cell)) for cell in row))  # Text: a name is no markup
     same = [f"{short[name]} {number(trials[0].parameters[name])}" for name in short if name not in names]
     errors = [(trial.name, trial.error.strip().partition("\n")[0]) for trial in trials if trial.error.strip()]
     lines = [
@@ -143,7 +144,7 @@ def trials_table(trials: Sequence[Trial], metric: str) -> Table:
         *([f"the same in all: {', '.join(same)}"] if same else []),
         *(f"{name} failed: {line}" for name, line in errors),
     ]
-    table.caption = Text("\n".join(lines))
+    table.caption = Text("\n".join(map(escaped, lines)))
     table.caption_justify = "left"
     return table
 

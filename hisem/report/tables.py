@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from hisem.escapes import escaped
 from hisem.text.published_scores import PublishedRow, PublishedTable
 from hisem.text.scoring import ScoreRow
 
@@ -28,9 +29,9 @@ def score_table(rows: Sequence[ScoreRow], title: str | None = None, published: P
         table.add_column(header.replace("-", "\n-"), justify="right", no_wrap=True, vertical="bottom")
     for heading, lines in sections(rows, published):
         table.add_section()
-        table.add_row(Text(heading, style="bold"))
+        table.add_row(Text(escaped(heading), style="bold"))
         for captioner, *cells in lines:
-            table.add_row(Text(captioner), *cells)  # Text: a name is no markup
+            table.add_row(Text(escaped(captioner)), *cells)  # Text: a name is no markup
     return table
 
 

@@ -108,7 +108,7 @@ class Checkpoints:
         kept = [there for there in entries if there in best or there is entry]
         with tempfile.TemporaryDirectory() as scratch:
             fill(Path(scratch))
-            (Path(scratch) / PROGRESS).write_text(json.dumps(asdict(progress)))
+            (Path(scratch) / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
             self.patiently(lambda: storage.upload(Path(scratch), self._uri(entry)))
         content = json.dumps([asdict(there) for there in kept], indent=1).encode()
         self.patiently(lambda: storage.write_bytes(storage.join(self.run, INDEX), content))
@@ -144,7 +144,7 @@ def best_first(entries: list[Entry]) -> list[Entry]:
 
 def read_progress(folder: Path) -> Progress:
     """How far the checkpoint in `folder` is."""
-    stored = json.loads((folder / PROGRESS).read_text())
+    stored = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
     return Progress(stored["epoch"], EpochSums(**stored["done"]), stored["history"])
 
 
@@ -157,7 +157,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
         for name, tensor in values.items()
     }
     save_file(tensors, folder / OPTIMIZER)
-    (folder / GROUPS).write_text(json.dumps(state["param_groups"]))
+    (folder / GROUPS).write_text(json.dumps(state["param_groups"]), encoding="utf-8")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
@@ -170,7 +170,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
         for key, tensor in load_file(folder / OPTIMIZER).items():
             parameter, _, name = key.partition(".")
             state.setdefault(int(parameter), {})[name] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": json.loads((folder / GROUPS).read_text())})
+        optimizer.load_state_dict(
+            {"state": state, "param_groups": json.loads((folder / GROUPS).read_text(encoding="utf-8"))}
+        )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise TrainingError(
             f"{folder}: the optimizer's state cannot be restored ({error}). Choose another --name."

@@ -11,10 +11,7 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.warp import transform
 
-from hisem.archive.globe import WGS84, turn_of, unwrapped
 from hisem.archive.grid import Grid, Window, windows
-from hisem.archive.outlines import outlines
-from hisem.errors import RasterError
 
 SQUARED_ECCENTRICITY = 6.694379990141e-3
 RADIUS = 6_378_137.0
@@ -37,7 +34,7 @@ PLACES = [
 
 
 def area_of(footprint: shapely.Geometry) -> float:
-    """Square meters on the ellipsoid: edges are straight in degrees, so that an exact integral over latitude is left."""
+    """Square meters on the ellipsoid; edges are straight in degrees, which leaves an exact integral over latitude."""
     e = math.sqrt(SQUARED_ECCENTRICITY)
 
     def height(points: np.ndarray) -> np.ndarray:

@@ -497,3 +497,23 @@ def test_a_row_that_became_unusable_fails_and_spoils_no_other(archive, bundle, r
     failed = [row for row in read_captions(str(out)).to_pylist() if row["status"] == FAILED]
     assert [row["tile_id"] for row in failed] == [f"{rows[0]['pair_id']}/pair"]
     assert "before_time 'spring' is not an ISO 8601 time" in failed[0]["error"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "flags"),
+    [
+        ({"beam": 3}, "--beam 3"),
+        ({"sure_unchanged": 0.01, "precision": "bf16"}, "--precision bf16 --sure-unchanged 0.01"),
+    ],
+)
+def test_options_that_change_no_row_are_named(catalogue, bundle, ray_cluster, tmp_path, caplog, asked, flags):
+    some = catalogue.slice(0, 1)
+    caption_archive(some, options(bundle, tmp_path, **asked))
+    assert "--recaption" not in caplog.text  # all tiles were captioned with them
+    night = caption_archive(some, options(bundle, tmp_path, **asked)).night
+    assert (night.already, made(night)) == (16, 0)
+    assert f"16 tile(s) have a row by this model and are left out: {flags} has no effect" in caplog.text
+    caplog.clear()
+    caption_archive(some, options(bundle, tmp_path))
+    caption_archive(some, options(bundle, tmp_path, recaption=True, **asked))
+    assert "no effect" not in caplog.text

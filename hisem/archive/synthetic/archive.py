@@ -24,6 +24,7 @@ from hisem.archive.synthetic.language import references
 from hisem.archive.synthetic.scene import compose
 from hisem.archive.synthetic.truth import Truth
 from hisem.errors import StorageError
+from hisem.writable import require_writable
 
 REVISION = 1
 """Raised whenever the same configuration would give other bytes."""
@@ -88,6 +89,7 @@ def generate(
         _check_same(config, root)
         return _summary(root, storage.read_parquet(catalogue_path), storage.read_parquet(references_path), True)
 
+    require_writable(root)
     pairs, tiles = [], []
     for pair, rows in _rendered(config, root, workers or os.cpu_count() or 1, progress):
         pairs.append(pair)
