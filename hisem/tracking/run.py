@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hisem.errors import TrackingError
+from hisem.tracking import sqlite_store
 from hisem.tracking.outbox import Outbox
 from hisem.tracking.store import client, expected
 
@@ -135,8 +138,7 @@ def start_run(uri: str, name: str, run_id: str | None = None, parent: str | None
                 if error.error_code not in GONE:
                     raise
                 log.warning("MLflow run %s is not in %s: a new run is opened.", run_id, uri)
-        experiment = store.get_experiment_by_name(EXPERIMENT)
-        experiment_id = experiment.experiment_id if experiment else _create_experiment(store, uri)
+        experiment_id = _experiment_id(store, uri)
         tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else None
         created = store.create_run(experiment_id, tags=tags, run_name=name)
     return Run(uri, created.info.run_id)
@@ -172,9 +174,34 @@ def fail_child(uri: str, name: str, parent: str, error: str) -> None:
             store.set_terminated(run_id, "FAILED")
 
 
+def _experiment_id(store: Any, uri: str) -> str:
+    """Return the id of the experiment EXPERIMENT, which is created where it is absent.
+
+    Raises `TrackingError` for one that was deleted, since MLflow neither logs to it nor creates another of its name.
+    """
+    from mlflow.exceptions import MlflowException
+
+    experiment = store.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        try:
+            return str(_create_experiment(store, uri))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        experiment = store.get_experiment_by_name(EXPERIMENT)  # another process has created it since
+    if experiment.lifecycle_stage != "active":
+        raise TrackingError(
+            f"{uri}: the experiment {EXPERIMENT} was deleted there. Restore it with: MLFLOW_TRACKING_URI="
+            f"{shlex.quote(uri)} mlflow experiments restore --experiment-id {experiment.experiment_id}; or name "
+            "another --tracking."
+        )
+    return str(experiment.experiment_id)
+
+
 def _create_experiment(store: Any, uri: str) -> str:
-    """Artifacts of a SQLite store lie beside its file; a server decides for itself."""
-    if not uri.startswith("sqlite:///"):
+    """Create the experiment: artifacts of a SQLite store are beside its file, a server decides for itself."""
+    database = sqlite_store.path_of(uri)
+    if database is None:
         return str(store.create_experiment(EXPERIMENT))
-    folder = Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts"
+    folder = database.absolute().parent / "mlartifacts"
     return str(store.create_experiment(EXPERIMENT, artifact_location=folder.as_uri()))

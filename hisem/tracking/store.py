@@ -12,9 +12,18 @@ from typing import Any
 from hisem import storage
 from hisem.errors import TrackingError
 from hisem.object_store import has_secret, masked
+from hisem.tracking import sqlite_store
 
 RETRIES = 5
 """How often a request to a server is tried again, over about a minute; MLflow's own 7 are four minutes."""
+
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(RETRIES),
+}
+"""MLflow's settings for this process, where the environment has none."""
 
 
 def require_no_login(uri: str) -> None:
@@ -42,23 +51,30 @@ def default_uri() -> str:
 
 
 def sqlite_uri(folder: str) -> str:
-    """The tracking URI of a SQLite store in a local folder, created if absent."""
+    """Return the tracking URI of the SQLite store in a local folder, which is created if absent.
+
+    Raises `ConfigError` for a folder whose path no such URI can hold, and `TrackingError` for one that is not writable.
+    """
     path = Path(storage.absolute(folder))
-    path.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{path / 'mlflow.db'}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrackingError(f"{path}: the folder of the MLflow store cannot be created ({error}).") from error
+    return sqlite_store.uri_of(path / "mlflow.db")
 
 
 def client(uri: str) -> Any:
     """MLflow's client for the store and the registry at `uri`. Raises `TrackingError`."""
     require_no_login(uri)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(RETRIES))
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # the first use creates tables and tells of each
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints the stack of what it raises
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # the first use creates tables and reports each
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints the stack of what it raises
     with expected(uri):
+        sqlite_store.prepare(uri)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

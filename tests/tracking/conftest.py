@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from hisem import tracking
+from hisem.tracking import sqlite_store
 
 START_SECONDS = 120
 PASSWORD = "password-of-the-tests"
@@ -38,6 +39,13 @@ def client_of(uri: str) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def database_of(uri: str) -> Path:
+    """Return the file of a SQLite store."""
+    path = sqlite_store.path_of(uri)
+    assert path is not None
+    return path
 
 
 class Server:

@@ -14,13 +14,13 @@ import pytest
 from hisem import tracking
 from hisem.errors import TrackingError
 from hisem.tracking import outbox, start_run
-from tests.tracking.conftest import Server, client_of
+from tests.tracking.conftest import Server, client_of, database_of
 
 
 @contextmanager
 def without_metrics(uri: str) -> Iterator[None]:
     """The store refuses metrics: their table is away. A lock would do, after MLflow's 20 seconds."""
-    path = uri.removeprefix("sqlite:///")
+    path = database_of(uri)
     with sqlite3.connect(path) as database:
         database.execute("ALTER TABLE metrics RENAME TO away")
     yield

@@ -20,7 +20,7 @@ from hisem.tracking import (
     start_run,
     tag_version,
 )
-from tests.tracking.conftest import client_of
+from tests.tracking.conftest import client_of, database_of
 
 BUNDLE = {"config.json": '{"format": 1}', "model.safetensors": "weights"}
 
@@ -171,6 +171,6 @@ def test_folders_are_used_where_they_lie(tmp_path: Path) -> None:
 
 
 def test_the_database_is_one_that_sqlite_reads(store: str, registered: str) -> None:
-    with sqlite3.connect(store.removeprefix("sqlite:///")) as database:
+    with sqlite3.connect(database_of(store)) as database:
         names = database.execute("select name from registered_models").fetchall()
     assert ("hisem",) in names

@@ -10,6 +10,7 @@ import pytest
 
 from hisem.errors import TrackingError
 from hisem.tracking import EXPERIMENT, start_run
+from tests.tracking.conftest import database_of
 
 
 def test_a_run_keeps_what_is_logged(store: str, client: Any, tmp_path: Path) -> None:
@@ -43,7 +44,7 @@ def test_artifacts_lie_beside_the_database(store: str, client: Any, tmp_path: Pa
     run.figure(Figure(), "figures/curve.png")
     run.end("FAILED")
     assert client.get_run(run.run_id).info.status == "FAILED"
-    beside = Path(store.removeprefix("sqlite:///")).parent / "mlartifacts" / run.run_id / "artifacts"
+    beside = database_of(store).parent / "mlartifacts" / run.run_id / "artifacts"
     files = {str(path.relative_to(beside)) for path in beside.rglob("*") if path.is_file()}
     assert files == {"bundle/deep/a.json", "figures/a.json", "figures/curve.png"}
     assert (beside / "figures" / "curve.png").read_bytes().startswith(b"\x89PNG")

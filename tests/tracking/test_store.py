@@ -24,7 +24,7 @@ def test_nonsense_is_no_store(uri: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_text(json.dumps(["no database"] * 100))
-    with pytest.raises(TrackingError, match="not a database"):
+    with pytest.raises(TrackingError, match="not a usable SQLite database"):
         start_run(f"sqlite:///{tmp_path}/x.db", "x")
 
 
