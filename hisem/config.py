@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
@@ -12,7 +13,7 @@ import dacite
 import yaml
 
 from hisem import storage
-from hisem.errors import ConfigError
+from hisem.errors import ConfigError, StorageError
 
 T = TypeVar("T")
 
@@ -61,6 +62,23 @@ def from_dict(cls: type[T], data: dict[str, Any], where: str) -> T:
         return dacite.from_dict(cls, data, _STRICT)
     except dacite.DaciteError as error:
         raise ConfigError(f"{where}: {error}.") from error
+
+
+def read_state(cls: type[T], uri: str, remedy: str, **given: Any) -> T:
+    """Return the object of `cls` that the JSON object in `uri` and the fields `given` make up, checked as `from_dict`.
+
+    Raises `StorageError` with the `remedy`, a sentence, for a file that is not such an object.
+    """
+    content = storage.read_bytes(uri)
+    try:
+        data = json.loads(content)
+        if not isinstance(data, dict):
+            raise ConfigError(f"an object is expected, found {type(data).__name__}")
+        if both := sorted(set(data) & set(given)):
+            raise ConfigError(f"unknown key(s) {', '.join(both)}")
+        return from_dict(cls, data | given, "its content")
+    except (ValueError, TypeError, RecursionError, ConfigError) as error:
+        raise StorageError(f"{uri}: damaged ({str(error).rstrip('.')}). {remedy}") from error
 
 
 def _unknown(cls: Any, data: dict[Any, Any], prefix: str = "") -> Iterator[str]:

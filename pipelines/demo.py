@@ -5,6 +5,7 @@ Nothing is downloaded and no service is started. What is already there is not do
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 from hisem import cli
@@ -45,7 +46,7 @@ def main(options: Options) -> int:
         f"page:      {done.captions.page}\n"
         f"model:     {done.training.bundle}\n"
         f"picture:   {done.picture}\n"
-        f"MLflow:    mlflow ui --backend-store-uri {done.tracking}"
+        f"MLflow:    mlflow ui --backend-store-uri {shlex.quote(done.tracking)}"
     )
     return cli.Exit.DONE
 

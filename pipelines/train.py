@@ -36,8 +36,11 @@ class Options(cli.Common):
     """Name of the run."""
     tracking: str | None = None
     """MLflow tracking URI, for models:/ too (default: $MLFLOW_TRACKING_URI, else SQLite under the storage root)."""
-    register: str = "hisem"
-    """Registered model that the best bundle becomes a version of; '' registers nothing."""
+    register: str | None = None
+    """Registered model that the best bundle becomes a version of (default: hisem, of synthetic data hisem-demo); ''
+    registers nothing."""
+    promote: bool = False
+    """Let the alias champion move to this run's model, if it is better, from one validated on other data."""
     execution: Annotated[Execution, cli.FLAT] = field(default_factory=Execution)
     experiment: Annotated[Experiment, cli.FLAT] = field(default_factory=Experiment)
 
@@ -56,7 +59,8 @@ def main(options: Options) -> int:
             storage=storage.absolute(options.storage),
             name=options.name,
             tracking=options.tracking or tracking.default_uri(),
-            register=options.register,
+            register=tracking.DEMO if options.register is None and not options.data else options.register,
+            promote=options.promote,
             execution=options.execution,
             init=tracking.pin_model(options.init, options.tracking) if options.init else None,
         ),

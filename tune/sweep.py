@@ -52,7 +52,7 @@ def main(options: Options) -> int:
     from hisem.distributed.defaults import default_data
     from hisem.distributed.sweep import SweepOptions, sweep
     from hisem.report.summary import show, tell
-    from hisem.report.sweep import trials_table
+    from hisem.report.sweep import train_command, trials_table
     from hisem.training.space import Space
 
     epochs = options.epochs or (options.experiment.training.epochs if options.data else 3)
@@ -70,7 +70,7 @@ def main(options: Options) -> int:
     done = sweep(asked)
     show(trials_table(done.trials, metric))
     tell(f"tables, figures: {done.folder}\nMLflow run: {done.run_id}")
-    tell(f"next: python pipelines/train.py --config {storage.join(done.folder, 'best.yaml')} --name NAME")
+    tell(f"next: {train_command(storage.join(done.folder, 'best.yaml'), asked.data)}")
     if not options.data:
         tell("on real data: --data SHARDS, made by tile.py; on a cluster: ray job submit -- python tune/sweep.py ...")
     return cli.Exit.DONE

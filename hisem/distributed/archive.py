@@ -20,8 +20,10 @@ from hisem.archive.grid import require_tiling
 from hisem.archive.levir_cc import benchmark_name, read_levir_cc
 from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.references import join_references, match_references, read_references
+from hisem.archive.synthetic import is_synthetic_catalogue
 from hisem.archive.tiles import read_tiles, shard_table
 from hisem.distributed import session
+from hisem.distributed.holding import held
 from hisem.distributed.index import index_archive, tile_blocks
 from hisem.distributed.shared_storage import rasters_of, require_shared
 from hisem.errors import DatasetError, ReferencesError, StorageError
@@ -37,6 +39,9 @@ REMAKE = "Delete the file and run tile.py again, which makes these shards again 
 
 BENCHMARK = "benchmark"
 """The manifest's key for the benchmark that the shards are of; absent for any other archive."""
+
+SYNTHETIC = "synthetic"
+"""The manifest's key for shards of a synthetic archive, true; absent for any other."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,8 @@ def shard_archive(
         require_shared([output], rasters_of(pairs))
         index, failed = index_archive(pairs, tile_size, options)
         require_matches(known, index, tile_size, references or "")
-        return write_shards(index, output, tile_size, known, failed, options)
+        origin = {SYNTHETIC: True} if is_synthetic_catalogue(catalogue) else {}
+        return write_shards(index, output, tile_size, known, failed, options, origin)
 
 
 def read_archive(
@@ -143,7 +149,11 @@ def shard_levir_cc(folder: str, output: str) -> ShardSummary:
     with session.cluster():
         require_reader("tiling")
         require_shared([output], rasters_of(index))
-        return write_shards(index, output, sizes[0], references, benchmark=benchmark_name(folder))
+        return write_shards(index, output, sizes[0], references, origin=_origin(benchmark_name(folder)))
+
+
+def _origin(benchmark: str | None) -> dict[str, Any]:
+    return {} if benchmark is None else {BENCHMARK: benchmark}
 
 
 def require_reader(what: str) -> None:
@@ -158,18 +168,37 @@ def write_shards(
     references: pa.Table | None = None,
     failed: pa.Table | None = None,
     options: ReadOptions = DEFAULTS,
-    benchmark: str | None = None,
+    origin: dict[str, Any] | None = None,
 ) -> ShardSummary:
     """Read every tile of `index` and write shards to `output`, one file per block, named by its number.
 
     The index is written first and the manifest last: an output without manifest is one that was
-    interrupted, and is done again from the start; it names the `benchmark` for who scores on the shards.
-    Raises `StorageError` where `output` holds something else.
+    interrupted, and is done again from the start; it has the `origin` of the shards, which decides no pixel.
+    Raises `StorageError` where `output` holds something else, and `BusyError` where another process writes there.
     """
     settings = {"tile_size": tile_size, "references": fingerprint(references), **options.changed()}
-    if _already_done(index, output, settings):
+    if storage.exists(storage.join(output, MANIFEST)) and _already_done(index, output, settings):
         log.info("%s already holds these shards; nothing to do", output)
         return summarise(output)
+    with held(output, "tiling") as require:
+        if not _already_done(index, output, settings):  # else another process has written them meanwhile
+            _write_blocks(index, output, tile_size, references, failed, options)
+            require()
+            storage.write_bytes(
+                storage.join(output, MANIFEST), json.dumps(settings | (origin or {}), indent=1).encode()
+            )
+    return summarise(output)
+
+
+def _write_blocks(
+    index: pa.Table,
+    output: str,
+    tile_size: int,
+    references: pa.Table | None,
+    failed: pa.Table | None,
+    options: ReadOptions,
+) -> None:
+    """Write the index, then the tiles of each block."""
     storage.write_parquet(index.select(INDEX.names), storage.join(output, INDEX_FILE))
     texts = ray.put(references)
 
@@ -194,9 +223,6 @@ def write_shards(
             f"{output}: {seen} of {len(index)} tiles are visible from here; all nodes must share --output. "
             "Choose a shared folder or an object store."
         )
-    manifest = settings if benchmark is None else settings | {BENCHMARK: benchmark}
-    storage.write_bytes(storage.join(output, MANIFEST), json.dumps(manifest, indent=1).encode())
-    return summarise(output)
 
 
 def fingerprint(references: pa.Table | None) -> str | None:
@@ -220,7 +246,8 @@ def _already_done(index: pa.Table, output: str, settings: dict[str, Any]) -> boo
         kind = "columns" if there.schema.names != INDEX.names else "tiles"
         raise StorageError(f"{output}: holds shards with other {kind}. Choose another --output, or delete it first.")
     if known := _manifest(output):
-        known.pop(BENCHMARK, None)  # a name, which decides no pixel
+        for name in (BENCHMARK, SYNTHETIC):  # which decide no pixel
+            known.pop(name, None)
         if known != settings:
             raise StorageError(f"{output}: was made with {known}, not {settings}. Choose another --output.")
         return True
@@ -235,6 +262,11 @@ def _already_done(index: pa.Table, output: str, settings: dict[str, Any]) -> boo
 def read_benchmark(folder: str) -> str | None:
     """The benchmark that the shards in a folder were imported from, None for any other archive."""
     return _manifest(folder).get(BENCHMARK)
+
+
+def is_synthetic(folder: str) -> bool:
+    """True if the shards in a folder were made of a synthetic archive."""
+    return _manifest(folder).get(SYNTHETIC) is True
 
 
 def _manifest(folder: str) -> dict[str, Any]:

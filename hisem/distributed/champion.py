@@ -1,4 +1,8 @@
-"""Which registered version is champion: a new one only where it beats the present one on the same tiles."""
+"""Which registered version is champion.
+
+The alias moves by itself only among versions that were validated on the same split: there a better score is a better
+model. A version of a run on another split is compared, too, but moves the alias only where a person asked for it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from hisem import __version__, tracking
 from hisem.distributed import session
 from hisem.distributed.dataset import Split
 from hisem.distributed.evaluator import caption_split
+from hisem.distributed.holding import Require
 from hisem.errors import HisemError, TrainingError
 from hisem.model.hisem import HiSem
 from hisem.text.metrics import CaptionScorer
@@ -23,6 +28,22 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """How often a version is compared anew because another run moved the alias meanwhile."""
+
+
+def _always() -> None:
+    """Raise nothing: for who holds no run."""
+
+
+@dataclass(frozen=True)
+class Rights:
+    """What a run may do to the alias."""
+
+    promote: bool = False
+    """Move it from a champion that was validated on another split, and to a model of synthetic data."""
+    synthetic: bool = False
+    """The run is of synthetic data, and the registered model is not one for that."""
+    require: Require = _always
+    """Raises where the run is no longer this driver's; called right before the alias moves."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +67,19 @@ def version_tags(score: float, metric: str, split: Split) -> dict[str, str]:
 
 
 def crown(
-    run: tracking.Run, version: str, score: float, metric: str, split: Split, name: str = tracking.MODEL
+    run: tracking.Run,
+    version: str,
+    score: float,
+    metric: str,
+    split: Split,
+    name: str = tracking.MODEL,
+    rights: Rights = Rights(),
 ) -> Verdict:
     """Give the alias `champion` of the model `name` to `version` where it is the first or strictly better.
+
+    Where there is no champion, `version` becomes it, unless it is of synthetic data. Where the champion was
+    registered with another validation split than `split`, or without one, the alias stays and the reason states
+    that it would move. `rights.promote` lifts both.
 
     `score` is what the version's bundle scores by `metric` (a key of `training.evaluation.score`) on `split`, the
     run's validation split. A champion whose score on these very tiles is not known is scored on them first, and
@@ -64,10 +95,11 @@ def crown(
         champion = tracking.champion(run.uri, name)
         if champion is not None and champion.version == version:
             return _crowned_before(run, version)
-        verdict = _compare(run.uri, champion, version, score, metric, split)
+        verdict = _compare(run.uri, champion, version, score, metric, split, rights)
         if not verdict.moved:
             break
         if _version(tracking.champion(run.uri, name)) == _version(champion):
+            rights.require()
             tracking.set_champion(run.uri, version, name)
             break
     else:
@@ -79,9 +111,23 @@ def crown(
     return _tell(run, verdict)
 
 
-def _compare(uri: str, champion: ModelVersion | None, version: str, score: float, metric: str, split: Split) -> Verdict:
+def _compare(
+    uri: str,
+    champion: ModelVersion | None,
+    version: str,
+    score: float,
+    metric: str,
+    split: Split,
+    rights: Rights,
+) -> Verdict:
     """Whether `version` may take the place of `champion`."""
     if champion is None:
+        if rights.synthetic and not rights.promote:
+            return Verdict(
+                False,
+                f"would move to version {version} ({metric} {score:.4f}), as there is none, but the run is of "
+                "synthetic data; run again with --promote to move it",
+            )
         return Verdict(True, f"moves to version {version}: there was no champion before it ({metric} {score:.4f})")
     anew = ""
     known = _known_score(champion, metric, split.fingerprint())
@@ -97,6 +143,13 @@ def _compare(uri: str, champion: ModelVersion | None, version: str, score: float
             )
         anew = f"; version {champion.version} was scored anew for this"
     scores = f"{metric} {known:.4f} there, {score:.4f} here, both on the same validation split{anew}"
+    if score > known and champion.tags.get("fingerprint") != split.fingerprint() and not rights.promote:
+        return Verdict(
+            False,
+            f"would move from version {champion.version} to version {version}, which is better: {scores}. It stays, as "
+            f"version {champion.version} was validated on other data when it was registered; run again with --promote "
+            "to move it",
+        )
     if score > known:
         return Verdict(True, f"moves from version {champion.version} to version {version}, which is better: {scores}")
     compared = "as good" if score == known else "better"

@@ -21,6 +21,7 @@ from hisem.distributed.archive import shard_archive
 from hisem.distributed.captioner import CaptionOptions
 from hisem.distributed.conclusion import Outcome
 from hisem.distributed.evaluator import Evaluation, draw_explanations, draw_samples, evaluate
+from hisem.distributed.holding import held
 from hisem.distributed.nightly import caption_archive
 from hisem.distributed.trainer import TrainOptions, TrainSummary, train
 from hisem.report.archive_sheet import write_archive_sheet
@@ -59,8 +60,12 @@ def demo_archive(root: str) -> str:
             told[0] = time.monotonic()
             log.info("scenes: %d of %d", done, total)
 
-    if not generate(ARCHIVE, folder, progress=tell).existing:
-        write_archive_sheet(folder, ARCHIVE.tile_size)
+    if storage.exists(storage.join(folder, "catalogue.parquet")):
+        generate(ARCHIVE, folder)  # checks that it is the same archive
+        return folder
+    with held(folder, "rendering the demo archive"):
+        if not generate(ARCHIVE, folder, progress=tell).existing:
+            write_archive_sheet(folder, ARCHIVE.tile_size)
     return folder
 
 
@@ -79,7 +84,15 @@ def demo_model(root: str, uri: str) -> str:
 
 
 def run_demo(root: str) -> DemoSummary:
-    """Generate, tile, train, evaluate and caption under `root`; what is there already is not done again."""
+    """Generate, tile, train, evaluate and caption under `root`; what is there already is not done again.
+
+    Raises `BusyError` where another process runs the demo there.
+    """
+    with held(root, "the demo"):
+        return _run_stages(root)
+
+
+def _run_stages(root: str) -> DemoSummary:
     seconds: dict[str, float] = {}
     require_writable(root)
     uri = tracking.sqlite_uri(root)
@@ -119,7 +132,7 @@ def kinds_named(results: list[TileResult], references: str) -> float:
 
 
 def _train(root: str, shards: str, uri: str) -> TrainSummary:
-    options = TrainOptions(shards, storage.join(root, "runs"), RUN, uri)
+    options = TrainOptions(shards, storage.join(root, "runs"), RUN, uri, register=tracking.DEMO)
     return train(preset("demo"), options)
 
 

@@ -6,8 +6,9 @@ import logging
 import signal
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import ray
@@ -18,6 +19,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from hisem import tracking
 from hisem.distributed import session
 from hisem.distributed.dataset import EvenTrainingExactValidation, Split, pixels
+from hisem.distributed.holding import Require
 from hisem.distributed.process_group import BoundTorchConfig
 from hisem.distributed.shipping import ship
 from hisem.distributed.supervisor import Event, Failures, supervised
@@ -49,6 +51,10 @@ class Job:
     """Bundle to start from."""
     checkpoints: Checkpoints
     execution: Execution
+    require: Require
+    """Raises where this driver has lost the run."""
+    holder: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Id of this driver, as the run's file has it."""
 
 
 def fit(
@@ -69,9 +75,10 @@ def fit(
         on_epoch(reports[epoch])
 
     def ended(report: dict[str, float]) -> None:
-        reports[int(report["epoch"])] = report
-        _log_epoch(run, report)
         try:
+            _require(job)
+            reports[int(report["epoch"])] = report
+            _log_epoch(run, report)
             on_epoch(report)
         except StoppedError as error:
             ray.get(supervisor.give_up.remote(error))
@@ -83,6 +90,7 @@ def fit(
             vocabulary=job.vocabulary,
             init=ship(job.init) if job.init else None,
             run=job.checkpoints.run,
+            holder=job.holder,
             train_rows=len(job.splits["train"]),
             tile_size=job.splits["train"].tile_size,
             threads=max(1, int(2 * asked.cpu)),
@@ -96,6 +104,14 @@ def fit(
     for epoch in sorted(set(written) - set(reports)):  # the worker died between writing and telling
         ended(written[epoch])
     return [written[epoch] for epoch in sorted(written)]
+
+
+def _require(job: Job) -> None:
+    """Raise `StoppedError` where this driver has lost the run, by which its workers are ended."""
+    try:
+        job.require()
+    except HisemError as error:
+        raise StoppedError(str(error)) from error
 
 
 def _run(job: Job, asked: Asked, orders: Orders) -> None:

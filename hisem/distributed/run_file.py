@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hisem import storage
-from hisem.config import flatten, to_dict
+from hisem.config import flatten, read_state, to_dict
 from hisem.distributed.dataset import Split
-from hisem.errors import ConfigError, StorageError
+from hisem.errors import ConfigError, TrainingError
 from hisem.model import bundle
 from hisem.training.recipe import Experiment
 
 NAME = "hisem_run.json"
+
+REMEDY = "Restore the file from a copy, or choose another --name."
+
+RUN_ID = re.compile(r"[0-9A-Za-z_-]+")
+"""Ids of MLflow runs, of any store's."""
 
 
 def require_name(name: str) -> None:
@@ -41,6 +47,17 @@ class RunFile:
     finished: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
     registered: str = ""
+    """The registered version and where the alias is, as a sentence."""
+    holder: str = ""
+    """Id of the driver that started or resumed the run last: workers of an earlier one write nothing more."""
+
+    def __post_init__(self) -> None:
+        if self.run_id is not None and not RUN_ID.fullmatch(self.run_id):
+            raise ConfigError(f"run_id is {self.run_id!r}: not the id of an MLflow run")
+        if infinite := [name for name, value in self.metrics.items() if math.isinf(value)]:
+            raise ConfigError(f"metrics.{infinite[0]} is infinite")
+        if self.finished and self.run_id is None:
+            raise ConfigError("finished is true without a run_id")
 
     @classmethod
     def open(
@@ -69,14 +86,11 @@ class RunFile:
         path = storage.join(folder, NAME)
         if not storage.exists(path):
             return None
-        try:
-            return cls(folder, **json.loads(storage.read_bytes(path)))
-        except (ValueError, TypeError) as error:
-            raise StorageError(f"{path}: damaged ({error}). Choose another --name.") from error
+        return read_state(cls, path, REMEDY, folder=folder)
 
-    def started(self, run_id: str) -> RunFile:
-        """With its MLflow run, written."""
-        return self._written(run_id=run_id)
+    def started(self, run_id: str, holder: str) -> RunFile:
+        """Return it with its MLflow run and its new driver, written."""
+        return self._written(run_id=run_id, holder=holder)
 
     def done(self, metrics: dict[str, float], registered: str) -> RunFile:
         """With its result, written: the run is finished."""
@@ -109,3 +123,12 @@ class RunFile:
                 f"{self.folder}: a run of this name was started from another bundle ({self.init_reference} then, "
                 f"{new.init_reference} now). Choose another --name, or give --init {self.init_reference} again."
             )
+
+
+def require_holder(folder: str, holder: str) -> None:
+    """Raise `TrainingError` where another driver has started or resumed the run in `folder` since `holder` did."""
+    known = RunFile.read(folder)
+    if known is None or known.holder != holder:
+        raise TrainingError(
+            f"{folder}: another command resumed this run, and this one has lost it: nothing more is written here."
+        )

@@ -23,6 +23,7 @@ from hisem.config import flatten, to_dict
 from hisem.distributed import budget, session
 from hisem.distributed.dataset import read_splits, shard_files
 from hisem.distributed.fit import worker_cpus
+from hisem.distributed.holding import Require, held
 from hisem.distributed.metrics import SweepMetrics
 from hisem.distributed.run_file import require_name
 from hisem.distributed.shared_storage import require_shared
@@ -30,7 +31,7 @@ from hisem.distributed.sweep_file import SweepFile
 from hisem.distributed.sweep_results import Ended, close_children, collect, publish, read_trials
 from hisem.distributed.trial import CHOICE, EPOCH, TrialOrders, TrialRun, drawn, mark_over
 from hisem.distributed.tune_state import TUNE, Halving, TuneState
-from hisem.errors import ConfigError, TrackingError
+from hisem.errors import ConfigError, StorageError, TrackingError
 from hisem.report.sweep import Trial
 from hisem.training.execution import Execution
 from hisem.training.search import Search
@@ -103,16 +104,23 @@ def sweep(options: SweepOptions) -> SweepSummary:
         "data": {name: split.fingerprint() for name, split in splits.items()},
         **{name: getattr(options.search, name) for name in DECIDING},
     }
+    file, trials, finished_before = _opened(options, asked)
+    if not finished_before:
+        with held(options.folder, f"sweep {options.name}") as require, logs.of_run(options.name):
+            file, trials, finished_before = _opened(options, asked)  # another command may have finished it meanwhile
+            if not finished_before:
+                file, trials = _tracked(options, _draws(options), file, shard_files(splits.values()), require)
+    if finished_before:
+        log.info("sweep %s is already done (choose another --name to sweep again)", options.name)
+    return SweepSummary(options.folder, trials, file.run_id or "", time.perf_counter() - began, finished_before)
+
+
+def _opened(options: SweepOptions, asked: dict[str, Any]) -> tuple[SweepFile, list[Trial], bool]:
+    """Return the sweep's file, its trials where it is finished, and whether nothing is left to do."""
     file = SweepFile.open(options.folder, asked)
     trials = read_trials(options.folder) if file.finished else []
     again = options.search.retry_failed and any(trial.status == "failed" for trial in trials)
-    finished_before = file.finished and not again
-    if finished_before:
-        log.info("sweep %s is already done (choose another --name to sweep anew)", options.name)
-    else:
-        with logs.of_run(options.name):
-            file, trials = _tracked(options, _draws(options), file, shard_files(splits.values()))
-    return SweepSummary(options.folder, trials, file.run_id or "", time.perf_counter() - began, finished_before)
+    return file, trials, file.finished and not again
 
 
 def _draws(options: SweepOptions) -> list[dict[str, Any]] | None:
@@ -129,9 +137,12 @@ def _draws(options: SweepOptions) -> list[dict[str, Any]] | None:
 
 
 def _tracked(
-    options: SweepOptions, draws: list[dict[str, Any]] | None, file: SweepFile, files: set[str]
+    options: SweepOptions, draws: list[dict[str, Any]] | None, file: SweepFile, files: set[str], require: Require
 ) -> tuple[SweepFile, list[Trial]]:
-    """Search and publish within an MLflow run, whose children are the trials' runs; `files` are what they read."""
+    """Search and publish within an MLflow run, whose children are the trials' runs; `files` are what they read.
+
+    `require` raises where this process has lost the sweep's folder.
+    """
     run = tracking.start_run(options.tracking, options.name, file.run_id)
     try:
         file = file.started(run.run_id)
@@ -148,10 +159,13 @@ def _tracked(
                 *(execution.cpus_per_worker, " and 1 GPU" if execution.gpu else ""),
             )
             ended = _search(options, draws, concurrent, orders)
+        require()
         trials = collect(ended, orders)
         publish(trials, orders, options.metric, run)
+        require()
     except BaseException as error:
-        with suppress(TrackingError):  # which would hide the error that matters
+        with suppress(TrackingError, StorageError):  # which would hide the error that matters
+            require()  # the MLflow runs are those of another process now
             close_children(options.tracking, options.folder, "KILLED")
             run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hisem import storage
-from hisem.config import flatten
-from hisem.errors import ConfigError, StorageError
+from hisem.config import flatten, read_state
+from hisem.distributed.run_file import REMEDY, RUN_ID
+from hisem.errors import ConfigError
 
 NAME = "hisem_sweep.json"
 
@@ -24,6 +25,10 @@ class SweepFile:
     """The sweep's MLflow run."""
     finished: bool = False
 
+    def __post_init__(self) -> None:
+        if self.run_id is not None and not RUN_ID.fullmatch(self.run_id):
+            raise ConfigError(f"run_id is {self.run_id!r}: not the id of an MLflow run")
+
     @classmethod
     def open(cls, folder: str, asked: dict[str, Any]) -> SweepFile:
         """What an earlier call left in `folder`, else a new one that is not written yet.
@@ -33,10 +38,7 @@ class SweepFile:
         path = storage.join(folder, NAME)
         if not storage.exists(path):
             return cls(folder, asked)
-        try:
-            known = cls(folder, **json.loads(storage.read_bytes(path)))
-        except (ValueError, TypeError) as error:
-            raise StorageError(f"{path}: damaged ({error}). Choose another --name.") from error
+        known = read_state(cls, path, REMEDY, folder=folder)
         then, now = flatten(known.asked), flatten(json.loads(json.dumps(asked)))
         if differ := [key for key in sorted(then | now) if then.get(key) != now.get(key)]:
             shown = "; ".join(

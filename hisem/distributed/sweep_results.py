@@ -25,16 +25,15 @@ from matplotlib.figure import Figure
 
 from hisem import storage, tracking
 from hisem.config import merge
-from hisem.distributed.run_file import RunFile
+from hisem.distributed.run_file import REMEDY, RunFile
 from hisem.distributed.trial import TRIALS, TrialOrders
-from hisem.distributed.worker import VALIDATION
-from hisem.errors import TrainingError
+from hisem.errors import StorageError, TrainingError
 from hisem.model import bundle
 from hisem.model.hisem import HiSem
 from hisem.report import style, sweep_figures
-from hisem.report.sweep import Status, Trial, Value, best_first
+from hisem.report.sweep import Status, Trial, Value, best_first, train_command
 from hisem.text.threshold import ThresholdCurve
-from hisem.training.checkpoints import BUNDLE, Checkpoints
+from hisem.training.checkpoints import BUNDLE, VALIDATION, Checkpoints
 from hisem.training.evaluation import read_results, router_curve
 
 log = logging.getLogger(__name__)
@@ -161,9 +160,13 @@ def publish(trials: Sequence[Trial], orders: TrialOrders, metric: str, run: trac
 
 def read_trials(folder: str) -> list[Trial]:
     """The trials of a sweep that is done."""
-    rows = storage.read_parquet(storage.join(folder, TRIALS_TABLE)).to_pylist()
+    path = storage.join(folder, TRIALS_TABLE)
+    rows = storage.read_parquet(path).to_pylist()
     names = {field.name for field in fields(Trial)}
-    return [_unpacked({name: value for name, value in row.items() if name in names}) for row in rows]
+    try:
+        return [_unpacked({name: value for name, value in row.items() if name in names}) for row in rows]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StorageError(f"{path}: damaged ({type(error).__name__}: {error}). {REMEDY}") from error
 
 
 def close_children(uri: str, folder: str, status: str, only: str | None = None) -> None:
@@ -207,8 +210,9 @@ def _best_yaml(trial: Trial, orders: TrialOrders, metric: str) -> str:
     settings = run_file.experiment if run_file else {}
     if trial.threshold is not None:
         settings = merge(settings, {"model": {"hasd": {"threshold": trial.threshold}}})
+    command = train_command("best.yaml", orders.data).replace("\n", "?")
     head = (
         f"# The best trial of the sweep {orders.folder}: {trial.name}, {metric} {trial.metrics[metric]:.4f} on the\n"
-        "# validation split. Train with it: python pipelines/train.py --config best.yaml --data ... --name ...\n"
+        f"# validation split. Train with it: {command}\n"
     )
     return head + yaml.safe_dump(settings, sort_keys=False)

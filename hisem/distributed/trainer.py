@@ -6,7 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,21 +15,27 @@ import torch
 from hisem import logs, provenance, storage, tracking
 from hisem.config import flatten, to_dict
 from hisem.distributed import session
+from hisem.distributed.archive import is_synthetic
 from hisem.distributed.dataset import Split, read_splits, shard_files
 from hisem.distributed.fit import Job, fit
-from hisem.distributed.publishing import publish
+from hisem.distributed.holding import Require, held
+from hisem.distributed.publishing import Registration, promote, publish
 from hisem.distributed.run_file import RunFile, require_name
 from hisem.distributed.shared_storage import require_shared
-from hisem.errors import ConfigError, StoppedError, TrackingError
+from hisem.errors import ConfigError, StoppedError, StorageError, TrackingError
 from hisem.model.hisem import HiSem
 from hisem.model.warm_start import require_fit
 from hisem.text.vocabulary import Vocabulary
 from hisem.training.checkpoints import BUNDLE, Checkpoints
+from hisem.training.damage import require_whole
 from hisem.training.execution import Execution
 from hisem.training.recipe import Experiment
 from hisem.writable import require_writable
 
 log = logging.getLogger(__name__)
+
+TRIAL_SECONDS = 90.0
+"""Longest wait of a resumed trial for the processes of a sweep that was killed, which Ray ends within seconds."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,11 @@ class TrainOptions:
     """MLflow tracking URI."""
     init: str | None = None
     """Model to start from: bundle folder, URI, or models:/..."""
-    register: str = "hisem"
-    """Registered model that the best bundle becomes a version of; empty registers nothing."""
+    register: str | None = None
+    """Registered model that the best bundle becomes a version of (default: hisem, of synthetic data hisem-demo); empty
+    registers nothing."""
+    promote: bool = False
+    """Let the alias `champion` move where the champion was validated on other data."""
     execution: Execution = field(default_factory=Execution)
     """Processes, checkpoints and failures."""
     parent: str | None = None
@@ -102,19 +111,32 @@ def train(
         raise ConfigError(f"{options.data}: split train has {len(splits['train'])} tile(s) for {workers} workers.")
     with tempfile.TemporaryDirectory() as scratch:
         init = tracking.resolve_model(options.init, options.tracking, Path(scratch)) if options.init else None
-        run_file = RunFile.open(options.folder, experiment, splits, init, options.init)
+
+        def opened() -> RunFile:
+            return RunFile.open(options.folder, experiment, splits, init, options.init)
+
+        run_file, history = opened(), list[dict[str, float]]()
         resumed, done = run_file.run_id is not None, run_file.finished
+        if not done or options.promote:
+            vocabulary = None if done else _vocabulary(experiment, splits["train"], init)
+            with _held(options) as require, logs.of_run(options.name):
+                run_file = opened()  # another command may have resumed or finished it meanwhile
+                resumed, done = run_file.run_id is not None, run_file.finished
+                registration = _registration(options, require)
+                if vocabulary is not None and not done:
+                    checkpoints = Checkpoints(
+                        options.folder, options.execution.keep, 60 * options.execution.storage_minutes, log.warning
+                    )
+                    checkpoints.cut_damaged(require_whole)
+                    job = Job(
+                        options.name, experiment, splits, vocabulary, init, checkpoints, options.execution, require
+                    )
+                    run_file, history = _tracked(job, options, registration, run_file, on_epoch)
+                elif options.promote:
+                    metric = experiment.training.metric
+                    run_file = promote(run_file, options.tracking, metric, splits["val"], registration)
         if done:
-            log.info("run %s is already done: nothing to train (choose another --name to train anew)", options.name)
-            history: list[dict[str, float]] = []
-        else:
-            vocabulary = _vocabulary(experiment, splits["train"], init)
-            checkpoints = Checkpoints(
-                options.folder, options.execution.keep, 60 * options.execution.storage_minutes, log.warning
-            )
-            job = Job(options.name, experiment, splits, vocabulary, init, checkpoints, options.execution)
-            with logs.of_run(options.name):
-                run_file, history = _tracked(job, options, run_file, on_epoch)
+            log.info("run %s is already done: nothing to train (choose another --name to train again)", options.name)
     return TrainSummary(
         bundle=storage.join(options.folder, BUNDLE),
         metrics=run_file.metrics,
@@ -127,13 +149,31 @@ def train(
     )
 
 
+def _held(options: TrainOptions) -> AbstractContextManager[Require]:
+    """Hold the run's folder; a trial waits for what a killed sweep left running, as the sweep's folder is held."""
+    return held(options.folder, f"training run {options.name}", TRIAL_SECONDS if options.parent else 0.0)
+
+
+def _registration(options: TrainOptions, require: Require) -> Registration:
+    """Return how the best model is registered: models of synthetic data have a name of their own."""
+    if options.register == "":
+        return Registration("", False, False, require)
+    synthetic = is_synthetic(options.data)
+    name = options.register or (tracking.DEMO if synthetic else tracking.MODEL)
+    return Registration(name, synthetic, options.promote, require)
+
+
 def _tracked(
-    job: Job, options: TrainOptions, run_file: RunFile, on_epoch: Callable[[dict[str, float]], None]
+    job: Job,
+    options: TrainOptions,
+    registration: Registration,
+    run_file: RunFile,
+    on_epoch: Callable[[dict[str, float]], None],
 ) -> tuple[RunFile, list[dict[str, float]]]:
     """Train and publish within an MLflow run: the one of the first call of this name."""
     run = tracking.start_run(options.tracking, options.name, run_file.run_id, options.parent)
     try:
-        run_file = run_file.started(run.run_id)
+        run_file = run_file.started(run.run_id, job.holder)
         run.params(flatten(to_dict(job.experiment)))
         run.params({"data": options.data, "init": options.init, "words": len(job.vocabulary)})
         run.params({"workers": job.execution.workers})
@@ -144,9 +184,11 @@ def _tracked(
             if options.parent is None:  # a sweep has asked for its trials
                 require_shared([options.folder], shard_files(job.splits.values()))
             history = fit(job, run, on_epoch)
-            metrics, registered = publish(job, options.data, options.register, run, history)
+            metrics, registered = publish(job, options.data, registration, run, history)
+            job.require()
     except BaseException as error:
-        with suppress(TrackingError):  # which would hide the error that matters
+        with suppress(TrackingError, StorageError):  # which would hide the error that matters
+            job.require()  # the MLflow run is that of another driver now
             run.end("KILLED" if isinstance(error, (KeyboardInterrupt, StoppedError)) else "FAILED")
         raise
     run.end()

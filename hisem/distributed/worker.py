@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,20 @@ from hisem.text.meteor import Meteor
 from hisem.text.metrics import CaptionScorer
 from hisem.text.vocabulary import Vocabulary
 from hisem.training.batches import Batch, Collate, local_batch_sizes, rebatch
-from hisem.training.checkpoints import BUNDLE, Checkpoints, Progress, load_optimizer, read_progress, save_optimizer
+from hisem.training.checkpoints import (
+    BUNDLE,
+    VALIDATION,
+    Checkpoints,
+    Progress,
+    load_optimizer,
+    read_progress,
+    save_optimizer,
+)
 from hisem.training.epoch import EpochSums, StepReport, make_optimizer, train_epoch
 from hisem.training.evaluation import TileResult, caption_batches, expert_load, results_table, router_curve, score
 from hisem.training.exchange import gathered, of_first
 from hisem.training.recipe import NEED_METEOR, Experiment
 
-VALIDATION = "validation.parquet"
 SHUFFLE_BYTES = 256 * 2**20
 """Pixels mixed by each worker's shuffle buffer."""
 
@@ -64,6 +72,8 @@ class Orders:
     """The bundle that training starts from, instead of the backbone's weights alone."""
     run: str
     """Folder or URI of the run's checkpoints."""
+    holder: str
+    """Id of the driver, as the run's file has it."""
     train_rows: int
     tile_size: int
     threads: int
@@ -105,7 +115,8 @@ class Worker:
         if self.rank == 0 and self.recipe.metric in NEED_METEOR:
             with Meteor():  # told now, and not after the first epoch
                 pass
-        self.checkpoints = Checkpoints(orders.run, orders.keep, orders.patience, self._tell)
+        guard = partial(run_file.require_holder, orders.run, orders.holder)
+        self.checkpoints = Checkpoints(orders.run, orders.keep, orders.patience, self._tell, guard)
         if not self.checkpoints.patiently(lambda: storage.exists(storage.join(orders.run, run_file.NAME))):
             raise TrainingError(
                 f"{orders.run}: worker {self.rank} on {socket.gethostname()} does not see the run's folder. Give "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -103,6 +104,11 @@ def _tail(name: str, others: Sequence[str]) -> str:
     parts = name.split(".")
     tails = (".".join(parts[start:]) for start in reversed(range(len(parts))))
     return next((tail for tail in tails if not any(f".{other}".endswith(f".{tail}") for other in others)), name)
+
+
+def train_command(settings: str, data: str) -> str:
+    """Return the command, for a shell, that trains on the shards `data` with the file of `settings`."""
+    return f"python pipelines/train.py {shlex.join(['--config', settings, '--data', data])} --name NAME"
 
 
 def trials_table(trials: Sequence[Trial], metric: str) -> Table:

@@ -5,6 +5,7 @@ names a tracking server instead.
 """
 
 from hisem.tracking.registry import (
+    DEMO,
     MODEL,
     ModelVersion,
     champion,
@@ -19,6 +20,7 @@ from hisem.tracking.run import EXPERIMENT, Run, end_if_open, fail_child, start_r
 from hisem.tracking.store import default_uri, require_no_login, sqlite_uri
 
 __all__ = [
+    "DEMO",
     "EXPERIMENT",
     "MODEL",
     "ModelVersion",

@@ -15,6 +15,9 @@ from hisem.tracking.store import client, default_uri, expected
 MODEL = "hisem"
 """The registered model that training adds versions to."""
 
+DEMO = "hisem-demo"
+"""The registered model of what is trained on synthetic data, so that the alias of `MODEL` stays with real data."""
+
 CHAMPION = "champion"
 """The alias of the version that captions by default."""
 

@@ -1,21 +1,24 @@
 """Checkpoints of a run: what a model needs to go on being trained, on any storage.
 
     RUN/checkpoints.json             which are there, the latest last
-    RUN/checkpoints/0003-000120/     after 120 steps of epoch 3 (epochs count from 0)
+    RUN/checkpoints/0003-000120-6fa1b2c3/     after 120 steps of epoch 3 (epochs count from 0)
         bundle/                      the model
         optimizer.safetensors, optimizer.json
         progress.json                epoch, step, the reports of the epochs before
         validation.parquet           what the model said of each validation tile, at the end of an epoch
 
-A checkpoint counts once `checkpoints.json` names it, which is written after all its files. Random numbers are drawn
-from (seed, epoch, step, rank): epoch and step are their state.
+A checkpoint counts once `checkpoints.json` names it, which is written after all its files. Its folder has a name of its
+own, so that no write touches one that is listed; folders that are not listed are deleted at the next write. Random
+numbers are drawn from (seed, epoch, step, rank): epoch and step are their state.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import tempfile
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,12 +29,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hisem import storage
-from hisem.errors import StorageError, TrainingError
+from hisem.config import from_dict
+from hisem.errors import ConfigError, HisemError, StorageError, TrainingError
 from hisem.training.epoch import EpochSums
 
 T = TypeVar("T")
 
 BUNDLE = "bundle"
+VALIDATION = "validation.parquet"
 INDEX, FOLDER = "checkpoints.json", "checkpoints"
 OPTIMIZER, GROUPS, PROGRESS = "optimizer.safetensors", "optimizer.json", "progress.json"
 
@@ -54,6 +59,14 @@ class Entry:
     step: int
     score: float | None
 
+    def __post_init__(self) -> None:
+        if self.epoch < 0 or self.step < 0:
+            raise ConfigError(f"epoch {self.epoch}, step {self.step}: 0 or more")
+        if not re.fullmatch(rf"{self.epoch:04d}-{self.step:06d}(-[0-9a-f]{{8}})?", self.name):
+            raise ConfigError(f"{self.name!r} is not the name of a checkpoint of epoch {self.epoch}, step {self.step}")
+        if self.score is not None and math.isinf(self.score):
+            raise ConfigError(f"the score of {self.name} is infinite")
+
 
 @dataclass(frozen=True)
 class Checkpoints:
@@ -64,17 +77,28 @@ class Checkpoints:
     patience: float = 0.0
     """Seconds for which a storage that fails is tried again."""
     tell: Callable[[str], None] = lambda message: None
-    """Hears why a write is tried again."""
+    """Receives why a write is tried again, and which checkpoints are damaged."""
+    guard: Callable[[], None] = lambda: None
+    """Raises `TrainingError` where another driver holds the run: checked before the list is written."""
 
     def entries(self) -> list[Entry]:
         """All that count, in the order they were written. Raises `StorageError` for a damaged list."""
         path = storage.join(self.run, INDEX)
         if not self.patiently(lambda: storage.exists(path)):
             return []
+        content = self.patiently(lambda: storage.read_bytes(path))
         try:
-            return [Entry(**entry) for entry in json.loads(self.patiently(lambda: storage.read_bytes(path)))]
-        except (ValueError, TypeError) as error:
-            raise StorageError(f"{path}: damaged ({error}). Choose another --name.") from error
+            listed = json.loads(content)
+            if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+                raise ConfigError("a list of objects is expected")
+            entries = [from_dict(Entry, entry, "an entry") for entry in listed]
+            if len({entry.name for entry in entries}) < len(entries):
+                raise ConfigError("a checkpoint is listed twice")
+        except (ValueError, TypeError, RecursionError, ConfigError) as error:
+            raise StorageError(
+                f"{path}: damaged ({str(error).rstrip('.')}). Restore the file from a copy, or choose another --name."
+            ) from error
+        return entries
 
     def latest(self) -> Entry | None:
         """The last that was written."""
@@ -99,24 +123,58 @@ class Checkpoints:
     def save(self, fill: Callable[[Path], None], progress: Progress, score: float | None) -> Entry:
         """Write what `fill` puts into a local folder, name it in the list, and delete what is no longer kept.
 
-        Raises `StorageError` where the storage fails for longer than `patience`; the list then still names the
-        checkpoints before.
+        Raises `StorageError` where the storage fails for longer than `patience`, and what `guard` raises; the list
+        then still names the checkpoints before.
         """
-        entry = Entry(f"{progress.epoch:04d}-{progress.done.steps:06d}", progress.epoch, progress.done.steps, score)
-        entries = [*(there for there in self.entries() if there.name != entry.name), entry]
+        epoch, step = progress.epoch, progress.done.steps
+        entry = Entry(f"{epoch:04d}-{step:06d}-{uuid.uuid4().hex[:8]}", epoch, step, score)
+        entries = [*(other for other in self.entries() if (other.epoch, other.step) != (epoch, step)), entry]
         best = best_first(entries)[: self.keep]
         kept = [there for there in entries if there in best or there is entry]
         with tempfile.TemporaryDirectory() as scratch:
             fill(Path(scratch))
             (Path(scratch) / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
             self.patiently(lambda: storage.upload(Path(scratch), self._uri(entry)))
-        content = json.dumps([asdict(there) for there in kept], indent=1).encode()
-        self.patiently(lambda: storage.write_bytes(storage.join(self.run, INDEX), content))
+        self._list(kept)
         try:
+            self.patiently(self.guard)
             self._delete_all_but({there.name for there in kept})
         except StorageError as error:  # the checkpoint counts all the same
             self.tell(f"{error} The next checkpoint tries again.")
         return entry
+
+    def cut_damaged(self, check: Callable[[Path, Entry], None]) -> None:
+        """Take the first damaged checkpoint and all later ones off the list: training repeats what came after.
+
+        `check` raises `HisemError` for a folder that is damaged. Raises `StorageError` where no whole one is before it.
+        """
+        entries = self.entries()
+        for position, entry in enumerate(entries):
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = self.fetch(entry, Path(scratch))  # a storage that fails is not a damaged checkpoint
+                try:
+                    check(folder, entry)
+                    continue
+                except HisemError as error:
+                    reason = str(error).rstrip(".").replace(str(folder), self._uri(entry))
+            if not position:
+                raise StorageError(
+                    f"{self._uri(entry)}: this checkpoint is damaged and there is none before it ({reason}). Restore "
+                    f"it from a copy, choose another --name, or delete {self.run} to train from the start."
+                )
+            before = entries[position - 1]
+            self.tell(
+                f"{self._uri(entry)}: this checkpoint is damaged ({reason}). Training resumes from the one before it, "
+                f"{before.name}, and repeats what came after."
+            )
+            self._list(entries[:position])
+            return
+
+    def _list(self, entries: list[Entry]) -> None:
+        """Write the list of checkpoints, in one piece."""
+        content = json.dumps([asdict(entry) for entry in entries], indent=1).encode()
+        self.patiently(self.guard)
+        self.patiently(lambda: storage.write_bytes(storage.join(self.run, INDEX), content))
 
     def _delete_all_but(self, names: set[str]) -> None:
         """Delete folders that are not listed, those that an interrupted `save` left behind included."""
@@ -143,9 +201,23 @@ def best_first(entries: list[Entry]) -> list[Entry]:
 
 
 def read_progress(folder: Path) -> Progress:
-    """How far the checkpoint in `folder` is."""
-    stored = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-    return Progress(stored["epoch"], EpochSums(**stored["done"]), stored["history"])
+    """Return how far the checkpoint in `folder` is. Raises `StorageError` where that cannot be read from it."""
+    path = folder / PROGRESS
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict):
+            raise ConfigError(f"an object is expected, found {type(stored).__name__}")
+        progress = from_dict(Progress, stored, "its content")
+        if progress.epoch != len(progress.history) or progress.done.steps < 0:
+            raise ConfigError(f"epoch {progress.epoch} with the reports of {len(progress.history)} epochs")
+        if progress.history and progress.history[0].get("epoch") == 0:  # version 0.1 counted epochs from 0
+            shifted = [{**report, "epoch": report.get("epoch", -1) + 1} for report in progress.history]
+            progress = replace(progress, history=shifted)
+        if [report.get("epoch") for report in progress.history] != list(range(1, progress.epoch + 1)):
+            raise ConfigError("its reports are not those of the epochs before")
+    except (OSError, ValueError, TypeError, RecursionError, ConfigError) as error:
+        raise StorageError(f"{path}: damaged ({str(error).rstrip('.')}). Choose another --name.") from error
+    return progress
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
@@ -173,7 +245,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
         optimizer.load_state_dict(
             {"state": state, "param_groups": json.loads((folder / GROUPS).read_text(encoding="utf-8"))}
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise TrainingError(
             f"{folder}: the optimizer's state cannot be restored ({error}). Choose another --name."
         ) from error

@@ -101,7 +101,7 @@ def test_a_trained_model_is_tuned_and_keeps_its_words(trained, shards):
 def test_the_best_model_is_registered_with_its_figures(trained, shards, tmp_path):
     options, summary = trained
     assert summary.registered == (
-        "models:/hisem/1 is registered; the alias champion moves to version 1: there was no champion before it "
+        "models:/hisem-demo/1 is registered; the alias champion moves to version 1: there was no champion before it "
         f"(bleu_4 {summary.metrics['val_bleu_4']:.4f})."
     )
     client = mlflow.MlflowClient(tracking_uri=options.tracking)

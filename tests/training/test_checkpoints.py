@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -13,8 +17,10 @@ from hisem import storage
 from hisem.errors import StorageError, TrainingError
 from hisem.model.hisem import HiSem
 from hisem.training.batches import Batch
-from hisem.training.checkpoints import Checkpoints, Progress, load_optimizer, read_progress, save_optimizer
+from hisem.training.checkpoints import Checkpoints, Entry, Progress, load_optimizer, read_progress, save_optimizer
+from hisem.training.damage import require_whole
 from hisem.training.epoch import EpochSums, make_optimizer, train_epoch
+from hisem.training.evaluation import results_table
 from hisem.training.recipe import TrainingConfig
 
 
@@ -22,7 +28,8 @@ def save(checkpoints: Checkpoints, epoch: int, score: float | None, step: int = 
     def fill(folder: Path) -> None:
         (folder / "weights").write_text("w")
 
-    checkpoints.save(fill, Progress(epoch, EpochSums(steps=step)), score)
+    history = [{"epoch": float(number)} for number in range(epoch)]
+    checkpoints.save(fill, Progress(epoch, EpochSums(steps=step), history), score)
 
 
 def folders(run: str) -> list[str]:
@@ -56,9 +63,11 @@ def test_one_inside_an_epoch_is_replaced_by_the_next(tmp_path: Path) -> None:
     save(checkpoints, 1, None, step=7)
     latest = checkpoints.latest()
     assert latest is not None
-    assert read_progress(checkpoints.fetch(latest, tmp_path / "none")) == Progress(1, EpochSums(steps=7))
+    assert read_progress(checkpoints.fetch(latest, tmp_path / "none")) == Progress(
+        1, EpochSums(steps=7), [{"epoch": 0.0}]
+    )
     save(checkpoints, 1, None, step=9)
-    assert folders(str(tmp_path)) == ["0001-000000", "0001-000009"]
+    assert [name[:11] for name in folders(str(tmp_path))] == ["0001-000000", "0001-000009"]
 
 
 def test_a_checkpoint_counts_once_it_is_listed(tmp_path: Path) -> None:
@@ -69,13 +78,166 @@ def test_a_checkpoint_counts_once_it_is_listed(tmp_path: Path) -> None:
     assert latest is not None
     assert latest.epoch == 1
     save(checkpoints, 3, 0.6)
-    assert folders(str(tmp_path)) == ["0003-000000"]
+    assert [name[:11] for name in folders(str(tmp_path))] == ["0003-000000"]
 
 
-def test_a_damaged_list_is_named(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints.json").write_text("[{]")
+def listed(**changes: Any) -> str:
+    return json.dumps([{"name": "0001-000000-0123abcd", "epoch": 1, "step": 0, "score": 0.5} | changes])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[{]",
+        "",
+        "\0" * 100,
+        "\ud800",
+        "null",
+        "7",
+        "{}",
+        "[7]",
+        "[[]]",
+        "[{}]",
+        "[" * 10000,
+        listed(name="../../elsewhere"),
+        listed(name="0001-000000-0123abcd/.."),
+        listed(name="0002-000000-0123abcd"),
+        listed(name=7),
+        listed(epoch="1"),
+        listed(epoch=True),
+        listed(epoch=1.0),
+        listed(epoch=-1, name="-001-000000"),
+        listed(step=None),
+        listed(score="high"),
+        listed(score=float("inf")),
+        listed(more=1),
+        f"[{listed()[1:-1]}, {listed()[1:-1]}]",
+    ],
+)
+def test_a_damaged_list_is_named_and_leads_nowhere(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run" / "checkpoints.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+    checkpoints = Checkpoints(str(tmp_path / "run"), 1)
+    with pytest.raises(StorageError, match=r"checkpoints\.json: damaged .*--name"):
+        checkpoints.latest()
     with pytest.raises(StorageError, match=r"checkpoints\.json: damaged"):
-        Checkpoints(str(tmp_path), 1).latest()
+        save(checkpoints, 1, 0.5)
+    assert (tmp_path / "elsewhere").is_dir()
+
+
+def test_lists_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints.json").write_text(listed(name="0001-000000", score=None))
+    assert Checkpoints(str(tmp_path), 1).entries() == [Entry("0001-000000", 1, 0, None)]
+
+
+def test_no_write_touches_a_checkpoint_that_is_listed(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), 1)
+    save(checkpoints, 1, 0.5)
+    (first,) = checkpoints.entries()
+
+    def fill(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # the same epoch again, cut off
+        checkpoints.save(fill, Progress(1, EpochSums(), [{"epoch": 0.0}]), 0.6)
+    assert checkpoints.entries() == [first]
+    save(checkpoints, 1, 0.6)
+    (second,) = checkpoints.entries()
+    assert (second.score, second.name != first.name) == (0.6, True)
+    assert folders(str(tmp_path)) == [second.name]
+
+
+def test_who_has_lost_the_run_lists_and_deletes_nothing(tmp_path: Path) -> None:
+    save(Checkpoints(str(tmp_path), 1), 1, 0.5)
+
+    def lost() -> None:
+        raise TrainingError("lost")
+
+    (kept,) = folders(str(tmp_path))
+    with pytest.raises(TrainingError, match="lost"):
+        save(Checkpoints(str(tmp_path), 1, guard=lost), 2, 0.9)
+    assert [entry.name for entry in Checkpoints(str(tmp_path), 1).entries()] == [kept]
+    assert kept in folders(str(tmp_path))
+
+
+@pytest.fixture
+def whole(tiny: Callable[..., HiSem], tmp_path: Path) -> Checkpoints:
+    """A run with whole checkpoints at the ends of epochs 1 and 2."""
+    checkpoints = Checkpoints(str(tmp_path / "run"), 2, tell=lambda message: (tmp_path / "told").write_text(message))
+    model = tiny()
+
+    def fill(folder: Path) -> None:
+        model.save_pretrained(folder / "bundle", {})
+        save_optimizer(make_optimizer(model, TrainingConfig()), folder)
+        pq.write_table(results_table([]), folder / "validation.parquet")
+
+    for epoch in (1, 2):
+        history = [{"epoch": float(number), "val_bleu_4": 0.1} for number in range(epoch)]
+        checkpoints.save(fill, Progress(epoch, EpochSums(), history), 0.1 * epoch)
+    return checkpoints
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+HARM: dict[str, Callable[[Path], None]] = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: os.truncate(path, 0),
+    "cut": cut,
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)) and None,
+}
+FILES = ("bundle/model.safetensors", "bundle/config.json", "bundle/vocabulary.json", "optimizer.safetensors")
+FILES += ("optimizer.json", "progress.json", "validation.parquet")
+
+
+@pytest.mark.parametrize("harm", HARM)
+@pytest.mark.parametrize("file", FILES)
+def test_the_checkpoint_before_a_damaged_one_is_taken(whole: Checkpoints, tmp_path: Path, file: str, harm: str) -> None:
+    first, second = whole.entries()
+    HARM[harm](Path(whole.run, "checkpoints", second.name, file))
+    whole.cut_damaged(require_whole)
+    assert whole.entries() == [first]
+    told = (tmp_path / "told").read_text()
+    assert second.name in told
+    assert first.name in told
+    HARM[harm](Path(whole.run, "checkpoints", first.name, file))
+    with pytest.raises(StorageError, match=f"{first.name}: this checkpoint is damaged .*none before it .*--name"):
+        whole.cut_damaged(require_whole)
+    assert whole.entries() == [first]
+
+
+def test_all_after_a_damaged_checkpoint_is_repeated(whole: Checkpoints, tmp_path: Path) -> None:
+    whole.cut_damaged(require_whole)
+    assert len(whole.entries()) == 2
+    assert not (tmp_path / "told").exists()
+    first, _ = whole.entries()
+    shutil.rmtree(Path(whole.run, "checkpoints", first.name))
+    with pytest.raises(StorageError, match=f"{first.name}: this checkpoint is damaged"):
+        whole.cut_damaged(require_whole)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": "2"},
+        {"epoch": 3},
+        {"done": {"steps": -1}},
+        {"done": {"steps": "many"}},
+        {"done": 7},
+        {"history": [{"epoch": 1.0}, {"epoch": 0.0}]},
+        {"history": [7, 8]},
+        {"more": 1},
+    ],
+)
+def test_progress_of_wrong_types_is_refused(whole: Checkpoints, change: dict[str, Any]) -> None:
+    folder = Path(whole.run, "checkpoints", whole.entries()[1].name)
+    assert read_progress(folder).epoch == 2
+    stored = json.loads((folder / "progress.json").read_text())
+    (folder / "progress.json").write_text(json.dumps(stored | change))
+    with pytest.raises(StorageError, match=r"progress\.json: damaged .*--name"):
+        read_progress(folder)
 
 
 def test_a_bucket_holds_them_too(bucket: str, tmp_path: Path) -> None:
@@ -83,7 +245,7 @@ def test_a_bucket_holds_them_too(bucket: str, tmp_path: Path) -> None:
     for epoch, score in enumerate([0.3, 0.2, 0.1]):
         save(checkpoints, epoch, score)
     assert [entry.epoch for entry in checkpoints.entries()] == [0, 2]
-    assert folders(checkpoints.run) == ["0000-000000", "0002-000000"]
+    assert [name[:11] for name in folders(checkpoints.run)] == ["0000-000000", "0002-000000"]
     best = checkpoints.best()
     assert best is not None
     assert (checkpoints.fetch(best, tmp_path / "copy") / "weights").read_text() == "w"

@@ -195,6 +195,13 @@ def _rendered(
         yield from (future.result() for future in futures)
 
 
+def is_synthetic_catalogue(uri: str) -> bool:
+    """True if the catalogue at `uri` is that of a synthetic archive, as its Parquet file records."""
+    if not uri.endswith(".parquet"):
+        return False
+    return SETTINGS_KEY in (storage.read_parquet(uri, []).schema.metadata or {})
+
+
 def _settings(config: SyntheticConfig) -> str:
     return json.dumps(asdict(config) | {"revision": REVISION}, sort_keys=True)
 
