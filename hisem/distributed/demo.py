@@ -51,8 +51,10 @@ class DemoSummary:
 def demo_archive(root: str) -> str:
     """The folder of the synthetic archive under `root`, rendered if absent."""
     folder = storage.join(root, "archive")
-    if not storage.exists(storage.join(folder, "catalogue.parquet")):
-        log.info("rendering the synthetic archive (%d scene pairs) in %s", ARCHIVE.scenes, folder)
+    if storage.exists(storage.join(folder, "catalogue.parquet")):
+        generate(ARCHIVE, folder)  # compares the two archives
+        return folder
+    log.info("rendering the synthetic archive (%d scene pairs) in %s", ARCHIVE.scenes, folder)
     told = [time.monotonic()]
 
     def tell(done: int, total: int) -> None:
@@ -60,9 +62,6 @@ def demo_archive(root: str) -> str:
             told[0] = time.monotonic()
             log.info("scenes: %d of %d", done, total)
 
-    if storage.exists(storage.join(folder, "catalogue.parquet")):
-        generate(ARCHIVE, folder)  # checks that it is the same archive
-        return folder
     with held(folder, "rendering the demo archive"):
         if not generate(ARCHIVE, folder, progress=tell).existing:
             write_archive_sheet(folder, ARCHIVE.tile_size)

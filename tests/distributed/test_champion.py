@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,18 @@ import torch
 
 from hisem import tracking
 from hisem.distributed import champion as champions
-from hisem.distributed.champion import crown, version_tags
+from hisem.distributed.champion import Rights, crown, version_tags
 from hisem.distributed.dataset import Split, read_splits
 from hisem.distributed.evaluator import caption_split
-from hisem.errors import TrackingError
+from hisem.errors import StorageError, TrackingError
 from hisem.model.bundle import digest
 from hisem.model.hisem import HiSem
 from hisem.text.metrics import caption_scores
 
 METRIC = "bleu_1"
+PLAIN = Rights()
+PROMOTE = Rights(promote=True)
+SYNTHETIC = Rights(synthetic=True)
 
 
 @pytest.fixture(scope="module")
@@ -72,16 +76,16 @@ class Registry:
         tags = version_tags(score, metric, split or self.val)
         return run, tracking.register(run, digest(bundle), tags, self.name)
 
-    def crown(self, added: tuple[Any, str], score: float) -> tuple[bool, str]:
+    def crown(self, added: tuple[Any, str], score: float, rights: Rights = PLAIN) -> tuple[bool, str]:
         """What `crown` says, which the run must say, too."""
         run, version = added
-        verdict = crown(run, version, score, METRIC, self.val, self.name)
+        verdict = crown(run, version, score, METRIC, self.val, self.name, rights)
         assert run.tag("champion") == ("moved" if verdict.moved else "stays")
         assert verdict.moved == (self.champion == version)
         return verdict.moved, verdict.reason
 
-    def train(self, bundle: Path, score: float) -> tuple[bool, str]:
-        return self.crown(self.add(bundle, score), score)
+    def train(self, bundle: Path, score: float, rights: Rights = PLAIN) -> tuple[bool, str]:
+        return self.crown(self.add(bundle, score), score, rights)
 
     @property
     def champion(self) -> str | None:
@@ -98,7 +102,7 @@ class Registry:
 
 @pytest.fixture
 def registry(store, splits, request) -> Registry:
-    return Registry(store, request.node.name.replace("_", "-"), splits["val"])
+    return Registry(store, re.sub(r"\W+|_", "-", request.node.name), splits["val"])
 
 
 def test_the_alias_follows_the_best(registry, bundle, dumb, tmp_path):
@@ -125,11 +129,53 @@ def test_the_alias_follows_the_best(registry, bundle, dumb, tmp_path):
     HiSem.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("rights", [PLAIN, SYNTHETIC, PROMOTE, Rights(True, True)], ids=str)
+@pytest.mark.parametrize("better", [True, False])
+@pytest.mark.parametrize("champion", ["none", "same split", "other split", "by hand"])
+def test_who_may_move_the_alias(registry, dumb, splits, champion, better, rights):
+    """All transitions: only what was validated on the champion's own split moves it without --promote."""
+    if champion != "none":
+        _, first = registry.add(dumb, 0.5, splits["test" if champion == "other split" else "val"])
+        tags = {f"score.{METRIC}.{splits['val'].fingerprint()}": "0.5"}  # so that nothing is scored here
+        if champion == "by hand":
+            tags["fingerprint"] = ""
+        tracking.tag_version(registry.store, first, tags, registry.name)
+        registry.alias(first)
+    before = registry.champion
+    moved, reason = registry.train(dumb, 0.6 if better else 0.4, rights)
+    if champion == "none":
+        allowed, wins = rights.promote or not rights.synthetic, True
+    else:
+        allowed, wins = rights.promote or champion == "same split", better
+    assert moved == (allowed and wins)
+    assert registry.champion == (("1" if champion == "none" else "2") if moved else before)
+    assert ("run again with --promote" in reason) == (wins and not allowed)
+    assert ("would move" in reason) == (wins and not allowed)
+
+
+def test_a_run_that_was_lost_moves_nothing(registry, dumb):
+    def lost() -> None:
+        raise StorageError("lost")
+
+    run, version = registry.add(dumb, 0.5)
+    with pytest.raises(StorageError, match="lost"):
+        crown(run, version, 0.5, METRIC, registry.val, registry.name, Rights(require=lost))
+    assert registry.champion is None
+
+
 def test_a_score_on_other_data_is_not_believed(registry, bundle, dumb, splits, true_scores):
     assert true_scores["dumb"] < true_scores["trained"] < 0.99
     first = registry.add(dumb, 0.99, splits["test"])
     registry.alias(first[1])
-    moved, reason = registry.train(bundle, true_scores["trained"])
+    added = registry.add(bundle, true_scores["trained"])
+    moved, reason = registry.crown(added, true_scores["trained"])
+    assert not moved
+    assert reason.startswith("would move from version 1 to version 2, which is better")
+    assert "run again with --promote" in reason
+    tag = f"score.{METRIC}.{splits['val'].fingerprint()}"
+    assert float(registry.tags("1")[tag]) == pytest.approx(true_scores["dumb"], abs=1e-12)
+    tracking.tag_version(registry.store, "1", {tag: "nan"}, registry.name)  # so that it is scored again
+    moved, reason = registry.crown(added, true_scores["trained"], PROMOTE)
     assert moved
     assert reason == (
         f"moves from version 1 to version 2, which is better: bleu_1 {true_scores['dumb']:.4f} there, "
@@ -155,7 +201,7 @@ def test_a_champion_is_scored_anew_once(registry, bundle, dumb, splits, true_sco
 
     # The next run reads the tag: a value that captioning could not give decides.
     tracking.tag_version(registry.store, "1", {tag: "-1.0"}, registry.name)
-    moved, reason = registry.crown(better, true_scores["dumb"])
+    moved, reason = registry.crown(better, true_scores["dumb"], PROMOTE)
     assert moved
     assert "bleu_1 -1.0000 there" in reason
     assert "anew" not in reason

@@ -8,9 +8,11 @@ import mlflow
 import pytest
 
 import hisem
-from hisem import storage
+from hisem import storage, tracking
 from hisem.config import flatten, to_dict
 from hisem.distributed.dataset import decode, pixels, read_splits
+from hisem.distributed.publishing import Registration, promote
+from hisem.distributed.run_file import RunFile
 from hisem.distributed.trainer import train
 from hisem.errors import ConfigError, DatasetError, ResourceError, StorageError, TrainingError
 from hisem.model.hisem import HiSem
@@ -117,6 +119,50 @@ def test_the_best_model_is_registered_with_its_figures(trained, shards, tmp_path
     # The curve's value at the threshold in force is the score of the epoch, since both are of one pass.
     assert summary.metrics["val_best_bleu_4"] >= summary.metrics["val_bleu_4"] - 1e-9
     assert sum(summary.metrics[f"val_expert_{number}"] for number in range(4)) in (0, pytest.approx(1))
+
+
+def test_models_of_synthetic_data_leave_the_champion_alone_unless_asked(trained, shards):
+    options, summary = trained
+    client = mlflow.MlflowClient(tracking_uri=options.tracking)
+    assert [model.name for model in client.search_registered_models()] == ["hisem-demo"]
+    metric = f"bleu_4 {summary.metrics['val_bleu_4']:.4f}"
+    named = replace(options, register="hisem", promote=True)
+    assert train(tiny(), replace(named, promote=False)).registered == summary.registered  # finished: nothing is done
+
+    run = tracking.Run(options.tracking, summary.run_id)
+    registration = Registration("hisem", True, False, lambda: None)
+    split, known = read_splits(shards, ("val",))["val"], RunFile.read(options.folder)
+    refused = promote(known, options.tracking, "bleu_4", split, registration).registered
+    assert refused.startswith("models:/hisem/1 is registered; the alias champion would move to version 1")
+    assert tracking.champion(options.tracking) is None
+    assert run.tag("champion") == "stays"
+
+    promoted = train(tiny(), named)
+    assert promoted.registered == (
+        "models:/hisem/1 is registered; the alias champion moves to version 1: there was no champion before it "
+        f"({metric})."
+    )
+    assert promoted.finished_before
+    assert tracking.champion(options.tracking).version == "1"
+    client.delete_registered_model("hisem")
+    train(tiny(), replace(named, register=None))  # as it was
+    assert RunFile.read(options.folder).registered.startswith("models:/hisem-demo/1 ")
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(trained, caplog):
+    options = replace(trained[0], name="damaged", register="", execution=Execution(keep=2))
+    whole = train(tiny(), options)
+    first, second = Checkpoints(options.folder, 2).entries()
+    path = Path(options.folder, "checkpoints", second.name, "optimizer.safetensors")
+    path.write_bytes(path.read_bytes()[:-10])
+    run_file = Path(options.folder, "hisem_run.json")
+    run_file.write_text(json.dumps(json.loads(run_file.read_text()) | {"finished": False}))
+    again = train(tiny(), options)
+    assert f"{second.name}: this checkpoint is damaged" in caplog.text
+    assert [row["train_loss"] for row in again.history] == pytest.approx(
+        [row["train_loss"] for row in whole.history], abs=1e-6
+    )
+    assert [entry.name == first.name for entry in Checkpoints(options.folder, 2).entries()] == [True, False]
 
 
 def test_too_few_gpus_end_with_the_numbers(trained):
