@@ -118,7 +118,7 @@ def read_yaml(uri: str) -> dict[str, Any]:
     """The mapping in a YAML file. Raises `ConfigError` where it is none."""
     try:
         data = yaml.safe_load(storage.read_bytes(uri))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # of values
         raise ConfigError(f"{uri}: not valid YAML ({error}).") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{uri}: a mapping of config keys is expected, found {type(data).__name__}.")

@@ -45,6 +45,16 @@ FULL: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\x00", b"\x00" * 20, b"a: 2024-99-99", b"[" * 5000, b"a: [", b"- 1", b"? [a]\n: 1"]
+)
+def test_files_that_are_no_settings_are_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "best.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"best\.yaml: "):
+        from_dict(Outer, read_yaml(str(path)), str(path))
+
+
 def test_plain_data_makes_the_objects_and_back() -> None:
     made = from_dict(Outer, FULL, "here")
     assert made == Outer("n", 4, "b", True, 5, Inner(0.25, (3, 4), {"depth": 2, "ratio": 0.5, "channels": [8, 16]}))

@@ -207,6 +207,12 @@ def _fault(path: Path, uri: str) -> tuple[str, bool] | None:
                 else []
             )
             runs = database.execute("SELECT count(*) FROM runs").fetchone()[0] if "runs" in tables else 0
+    except sqlite3.OperationalError as error:
+        return (
+            f"{path}: cannot be opened ({error}). Check that no other program holds it, and that you may write to it "
+            "and to its folder.",
+            False,
+        )
     except sqlite3.DatabaseError as error:
         return f"{path}: not a usable SQLite database ({error}). Restore it from a copy, or: {aside}.", False
     held = f"It holds {runs} run(s)." if runs else "It holds no runs."

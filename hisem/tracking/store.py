@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,7 +92,17 @@ def expected(uri: str, sought: str | None = None) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # ImportError: a database's driver
         what = f"{sought} in {uri}: cannot be found" if sought else f"{uri}: cannot be used"
-        raise TrackingError(f"{what} by MLflow ({type(error).__name__}: {_first_line(error)}).") from error
+        line = _first_line(error)
+        raise TrackingError(f"{what} by MLflow ({type(error).__name__}: {line}).{_remedy(line, sought)}") from error
+
+
+def _remedy(line: str, sought: str | None) -> str:
+    """Return what to do about an error of MLflow's, as a sentence after a space, or nothing."""
+    if "malformed" in line or "not a database" in line:
+        return " The database is damaged: restore its file from a copy, or move it aside."
+    if sought is not None and re.search(r"not found|No such|does not exist", line):
+        return " It may have been deleted: name another model or version, or another store with --tracking."
+    return ""
 
 
 def _first_line(error: Exception) -> str:
