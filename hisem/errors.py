@@ -27,6 +27,14 @@ class StorageError(HisemError):
     """A path or URI that cannot be read, written or understood."""
 
 
+class ConflictError(StorageError):
+    """A file that another process wrote after it was read."""
+
+
+class TakenOverError(StorageError):
+    """A folder that this run wrote to until another run took it over, which may do so after a minute of silence."""
+
+
 class CatalogueError(HisemError):
     """A catalogue that cannot be used as a whole: missing columns, duplicate pairs."""
 

@@ -37,7 +37,7 @@ REASONS = (
         "The server is failing: try again later",
     ),
     (
-        r"\bcurl|NETWORK_CONNECTION|resolve host|timed out|too slow|not exist in the file system",
+        r"\bcurl|NETWORK_CONNECTION|error sending request|resolve host|timed out|too slow|not exist in the file system",
         "The server cannot be reached: check the network and, for an S3-compatible server, AWS_ENDPOINT_URL",
     ),
 )

@@ -1,216 +1,267 @@
-"""One writer at a time on a captions table, on any storage that lists what was written.
+"""One writer at a time on a folder, on any storage, whose writes fail once another run took the folder over.
 
-Who wants the table puts an entry of its own into `OUT/_locks/` and holds it while it is alone there. Object stores have
-no exclusive creation that all of them and Arrow know, but each lists an object once it is written: of two that
-write, then list, at least one sees the other. A holder writes its entry anew every BEAT seconds; one that has stopped
-is told by the storage's own clock, on which both entries are.
+`OUT/_locks/writer.json` names the holder. It is created where it is absent, and replaced only in the version that was
+read: of two runs that want it, one gets it. The holder rewrites it every BEAT seconds. One that has not done so for
+STALE seconds, on the clock of the run that waits, is taken over. It may wake up later: all that it writes goes through
+`Lock.write`, which fails then.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from pathlib import Path
-from uuid import uuid4
+from dataclasses import asdict, replace
 
 import pyarrow.fs as pafs
 
 from hisem import storage
-from hisem.errors import BusyError, StorageError
+from hisem.captions.holder import UNKNOWN, Entry, born, clock, holder_in, is_here, is_stopped, myself, parsed
+from hisem.conditional import Read, Version, files_of
+from hisem.errors import BusyError, ConflictError, StorageError, TakenOverError
 
 log = logging.getLogger(__name__)
 
-LOCKS = "_locks"
+LOCKS, WRITER = "_locks", "_locks/writer.json"
 BEAT = 10.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 STALE = 60.0
-"""Seconds without one after which a holder counts as dead."""
+"""Seconds without a heartbeat after which a holder is taken over."""
 LOOK = 0.5
-"""Seconds between two looks at the others."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Who wants or holds the table."""
-
-    host: str
-    machine: str
-    """This start of this machine, and the namespace of its processes; empty where that cannot be told."""
-    pid: int
-    born: str
-    """When the process started, by which another one of the same number is told apart."""
-    since: str
-    what: str
-    holds: bool = False
-
-    def name(self) -> str:
-        """What a person is told."""
-        return f"{self.what} (process {self.pid} on {self.host}, since {self.since})"
+"""Seconds between two looks at the holder."""
+ATTEMPTS = 5
+"""How often a write is tried again on what another process wrote meanwhile."""
 
 
 class Lock:
     """A held lock; see `exclusive`."""
 
-    def __init__(self, output: str, entry: Entry) -> None:
-        self._output = output
-        self._uri = storage.join(output, LOCKS, f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid4().hex[:8]}.json")
+    def __init__(self, folder: str, entry: Entry) -> None:
+        self.folder, self.token = folder, entry.token
+        self._files = files_of(folder)
         self._entry = entry
+        self._version: Version | None = None
+        self._taken_by: Entry | None = None
         self._over = threading.Event()
-        self._beats_given: threading.Thread | None = None
-        self._written = _clock()
+        self._heartbeat: threading.Thread | None = None
+        self._written = clock()
 
     def require(self) -> None:
-        """Raise `StorageError` where another run took the table over, or may have, as it thought this one dead."""
-        silent = _clock() - self._written > STALE - BEAT
-        if silent or not storage.exists(self._uri) or any(other.holds for _, other, _ in self._others()):
-            raise StorageError(
-                f"{self._output}: this run was without a sign of life for more than {STALE:g} s, and another one took "
-                "the table over. What was captioned is kept aside; nothing was published. Run the command again."
+        """Raise `TakenOverError` where another run took the folder over."""
+        if self._taken_by is None:
+            there = self._files.read(WRITER)
+            entry = holder_in(there) if there else None
+            if entry is None or entry.token != self.token:
+                self._taken_by = entry or UNKNOWN
+            elif not self._files.conditional and clock() - self._written > STALE - BEAT:
+                self._taken_by = UNKNOWN  # it may be: on such a storage the silence itself ends the right to write
+        if self._taken_by is not None:
+            raise TakenOverError(
+                f"{self.folder}: this run stood still for more than {STALE:g} s, and another one took over: "
+                f"{self._taken_by.name()}. This run wrote nothing since; what it had put aside is the other's. "
+                "Wait for its end, then run the command again."
             )
 
-    def acquire(self) -> None:
-        """Wait for the table as long as it is unclear whether another holds it."""
-        self._write()
+    def is_taken_over(self) -> bool:
+        """True if another run is known to have taken the folder over."""
+        with suppress(StorageError):
+            self.require()
+        return self._taken_by is not None
+
+    def read(self, name: str) -> Read | None:
+        """Return a file of the folder, by its name relative to that; None where it is absent."""
+        return self._files.read(name)
+
+    def write(self, name: str, content: bytes, expected: Version | None) -> None:
+        """Write a file durably if this run still holds the folder.
+
+        `expected` is the version that was read, None to create the file. Raises `TakenOverError`, and `ConflictError`
+        where the file is of another version: what was planned from it is to be planned again.
+        """
         try:
-            told: str | None = None
-            while others := self._others():
-                name, other, beat = others[0]
-                if other.holds and (_here(other) or self._beats(name, beat)):
-                    raise BusyError(f"{self._output}: held by {other.name()}. Wait for its end, or end it.")
-                if not other.holds and name < self._uri.rpartition("/")[2]:  # and one that came later will go
-                    raise BusyError(f"{self._output}: wanted by {other.name()} at the same moment. Try again.")
-                if told != name:
-                    log.info("waiting up to %g s to see whether %s is alive", STALE, other.name())
-                    told = name
-                time.sleep(LOOK)
-            if _clock() - self._written > STALE - BEAT:
-                raise BusyError(f"{self._output}: this process stood still on its way to the table. Try again.")
-            self._entry = replace(self._entry, holds=True)
-            self._write()
+            self._files.put(name, content, expected, self.require)
+        except ConflictError:
+            self.require()
+            raise
+
+    def remove(self, name: str, expected: Version, instead: bytes) -> None:
+        """Remove a file as `write` writes it; on object stores it becomes `instead`."""
+        try:
+            self._files.remove(name, expected, instead, self.require)
+        except ConflictError:
+            self.require()
+            raise
+
+    def update(self, name: str, content: bytes) -> None:
+        """Write a file whose earlier content does not matter, as `write` does."""
+        for attempt in range(ATTEMPTS):
+            there = self._files.read(name)
+            try:
+                return self.write(name, content, there.version if there else None)
+            except ConflictError:  # a write of the run that was taken over came in between: it has one at most
+                if attempt == ATTEMPTS - 1:
+                    raise
+        return None
+
+    def clear(self, *folders: str) -> None:
+        """Remove temporary files that killed runs left in folders of the folder."""
+        self._files.clear(folders)
+
+    def acquire(self) -> None:
+        """Wait as long as it is unclear whether another run holds the folder: about STALE seconds at most."""
+        try:
+            self._take()
+            self._require_conditions()
+            self._heartbeat = threading.Thread(target=self._beat_often, daemon=True)
+            self._heartbeat.start()
+            self._clear_earlier()
         except BaseException:
             self.release()
             raise
-        self._beats_given = threading.Thread(target=self._beat, daemon=True)
-        self._beats_given.start()
 
     def release(self) -> None:
-        """Give the table back."""
+        """Give the folder back."""
         self._over.set()
-        if self._beats_given:
-            self._beats_given.join()  # a beat on its way would bring the entry back
-        with suppress(StorageError):
-            storage.delete(self._uri)
+        if self._heartbeat:
+            self._heartbeat.join()
+        if self._version and not self._taken_by:
+            gone = json.dumps(asdict(replace(self._entry, released=True))).encode()
+            with suppress(StorageError, BusyError):  # then it counts as dead after STALE seconds
+                self._files.remove(WRITER, self._version, gone)
 
-    def _write(self) -> None:
-        storage.write_bytes(self._uri, json.dumps(asdict(self._entry)).encode())
-        self._written = _clock()
+    def _take(self) -> None:
+        """Become the holder. Raises `BusyError` with the name of the one that lives."""
+        began = time.monotonic()
+        watched: tuple[Version, float] | None = None
+        while True:
+            there = self._files.read(WRITER)
+            holder = holder_in(there) if there else None
+            silent = time.monotonic() - watched[1] if watched and there and watched[0] == there.version else None
+            dead = holder is not None and is_here(holder) and born(holder.pid) != holder.born
+            if holder is None or dead or (silent is not None and silent > STALE):
+                if holder:
+                    log.warning("%s is %s: taking over", holder.name(), "dead" if dead else "silent")
+                try:
+                    self._put(there.version if there else None)
+                    return
+                except ConflictError:
+                    watched = None
+                except BusyError as error:
+                    raise BusyError(
+                        f"{self.folder}: held by {(holder or UNKNOWN).name()}, which stands still. {error}"
+                    ) from error
+            elif (is_here(holder) and not is_stopped(holder.pid)) or (watched and silent is None):
+                raise BusyError(f"{self.folder}: held by {holder.name()}. Wait for its end, or end it.")
+            elif watched is None and there:
+                watched = there.version, time.monotonic()
+                log.info("waiting up to %g s to see whether %s is alive", STALE, holder.name())
+            if time.monotonic() - began > 2 * STALE:
+                raise BusyError(f"{self.folder}: wanted by several runs at the same moment. Try again.")
+            time.sleep(LOOK)
+
+    def _put(self, expected: Version | None) -> None:
+        self._version = self._files.put(WRITER, json.dumps(asdict(self._entry)).encode(), expected)
+        self._written = clock()
+
+    def _require_conditions(self) -> None:
+        """Notice a storage that ignores conditions, by creating the file once more."""
+        if self._files.conditional:
+            self._entry = replace(self._entry, beat=self._entry.beat + 1)
+            with suppress(ConflictError):
+                self._put(None)
+                self._files.conditional = False
+        if not self._files.conditional:
+            log.warning(
+                "%s: the storage has no conditional writes: let one run at a time write there. A run that stands "
+                "still for a minute and goes on could write over another one's files",
+                self.folder,
+            )
+            time.sleep(4 * LOOK)  # of two that came at once the later one is seen
+            there = self._files.read(WRITER)
+            entry = holder_in(there) if there else None
+            if entry is None or entry.token != self.token:
+                self._version = None
+                raise BusyError(f"{self.folder}: wanted by {(entry or UNKNOWN).name()} at the same moment. Try again.")
+
+    def _clear_earlier(self) -> None:
+        """Remove locks of dead runs of earlier versions, which had a file each; `BusyError` where one lives."""
+        began, first = time.monotonic(), self._earlier()
+        others = first
+        if others:
+            log.info("waiting up to %g s to see whether a run of an earlier version is alive", STALE)
+        while others:
+            for name, written in others.items():
+                uri = storage.join(self.folder, LOCKS, name)
+                entry = parsed(storage.read_bytes(uri)) if storage.exists(uri) else UNKNOWN
+                dead = is_here(entry) and born(entry.pid) != entry.born
+                if (is_here(entry) and not dead and not is_stopped(entry.pid)) or first.get(name) != written:
+                    raise BusyError(f"{self.folder}: held by {entry.name()}. Wait for its end, or end it.")
+                if dead or time.monotonic() - began > STALE:
+                    log.warning("%s is dead: its lock is removed", entry.name())
+                    storage.delete(uri)
+            others = self._earlier()
+            time.sleep(LOOK if others else 0)
+
+    def _earlier(self) -> dict[str, int]:
+        """Return the lock files of earlier versions, and when each was written in the storage's time."""
+        fs, folder = storage.filesystem(storage.join(self.folder, LOCKS))
+        try:
+            infos = fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+        except OSError as error:
+            raise StorageError(f"{self.folder}: its locks cannot be listed ({error}).") from error
+        names = {info.base_name: info.mtime_ns for info in infos if info.base_name.endswith(".json")}
+        return {name: at for name, at in names.items() if f"{LOCKS}/{name}" != WRITER and not name.startswith(".")}
+
+    def _beat_often(self) -> None:
+        while not self._over.wait(BEAT) and self._taken_by is None:
+            try:
+                self._beat()
+            except TakenOverError as error:
+                log.error("%s", error)
+            except (StorageError, BusyError) as error:
+                log.warning("no heartbeat could be written: %s", error)
 
     def _beat(self) -> None:
-        while not self._over.wait(BEAT) and _clock() - self._written <= STALE - BEAT:
-            try:
-                if storage.exists(self._uri):  # else it was taken over, and writing it would hide that
-                    self._write()
-            except StorageError as error:
-                log.warning("no sign of life could be written: %s", error)
-
-    def _others(self) -> list[tuple[str, Entry, float]]:
-        """The entries of others that may live, holders first, with the storage's time of their last sign of life.
-
-        Those that are surely dead are removed.
-        """
-        fs, folder = storage.filesystem(storage.join(self._output, LOCKS))
-        mine = self._uri.rpartition("/")[2]
-        self._refresh()
+        self._entry = replace(self._entry, beat=self._entry.beat + 1)
         try:
-            listed = fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
-        except OSError as error:
-            raise StorageError(f"{self._output}: its locks cannot be listed ({error}).") from error
-        infos = {
-            info.base_name: info.mtime_ns / 1e9
-            for info in listed
-            if info.base_name.endswith(".json") and not info.base_name.startswith(".")
-        }
-        now = infos.get(mine)
-        found = []
-        for name, beat in infos.items():
-            if name == mine:
-                continue
-            uri = storage.join(self._output, LOCKS, name)
-            try:
-                entry = Entry(**json.loads(storage.read_bytes(uri)))
-            except (StorageError, ValueError, TypeError):
-                entry = Entry("an unknown host", "", 0, "", "an unknown time", "a run that left no name", holds=True)
-            if (_here(entry) and _born(entry.pid) != entry.born) or (now is not None and now - beat > STALE):
-                log.warning("%s is dead: its lock is removed", entry.name())
-                storage.delete(uri)
-            else:
-                found.append((name, entry, beat))
-        return sorted(found, key=lambda one: (not one[1].holds, one[0]))
-
-    def _refresh(self) -> None:
-        """Bring the own entry's time up to the storage's clock, while it waits; a holder's is kept by its beats."""
-        if not self._entry.holds and _clock() - self._written > 1:
-            self._write()
-
-    def _beats(self, name: str, first: float) -> bool:
-        """Whether the holder `name` gives a sign of life within two beats; False where it has gone or may be dead."""
-        until = time.monotonic() + 2 * BEAT
-        while time.monotonic() < until:
-            there = {other: beat for other, _, beat in self._others()}
-            if name not in there:
-                return False
-            if there[name] > first:
-                return True
-            time.sleep(LOOK)
-        return False
+            self._put(self._version)
+        except ConflictError:
+            self.require()
+            there = self._files.read(WRITER)  # an attempt whose answer was lost
+            self._version = there.version if there else self._version
 
 
 @contextmanager
-def exclusive(output: str, what: str) -> Iterator[Lock]:
-    """Hold the table at `output` for `what`. Raises `BusyError` with the holder's name where another run does."""
-    lock = Lock(output, _myself(what))
+def exclusive(folder: str, what: str) -> Iterator[Lock]:
+    """Hold a folder for `what`. Raises `BusyError` with the holder's name where another run does.
+
+    An error of a run that was taken over meanwhile becomes a `TakenOverError`.
+    """
+    lock = Lock(folder, myself(what))
     lock.acquire()
     try:
         yield lock
+    except StorageError:
+        raise
+    except Exception as error:
+        if lock.is_taken_over():
+            try:
+                lock.require()
+            except TakenOverError as taken:
+                raise taken from error
+        raise
     finally:
         lock.release()
 
 
-def _myself(what: str) -> Entry:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Entry(socket.gethostname(), _machine(), os.getpid(), _born(os.getpid()), now, what)
-
-
-def _here(entry: Entry) -> bool:
-    """Whether it is a process that this one can look for."""
-    return bool(entry.machine) and entry.machine == _machine()
-
-
-def _clock() -> float:
-    """Seconds that also pass while the machine sleeps, where the system tells them."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
-
-
-def _machine() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _born(pid: int) -> str:
-    """When a process of this machine started, in its clock's ticks; empty where it runs no more."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] == "Z" else fields[19]
+@contextmanager
+def held(folder: str, what: str, lock: Lock | None) -> Iterator[Lock]:
+    """Use `lock`, else hold the folder for the block."""
+    if lock is not None:
+        yield lock
+        return
+    with exclusive(folder, what) as mine:
+        yield mine

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hisem import storage
+from hisem.captions.lock import Lock, held
 from hisem.config import from_dict, to_dict
 from hisem.errors import ConfigError, StorageError
 from hisem.schemas import FAILED, OK, STATUSES
@@ -242,10 +243,11 @@ def generalised(message: str) -> str:
     return NUMBER.sub("#", text)
 
 
-def write_night(output: str, night: Night) -> None:
+def write_night(output: str, night: Night, lock: Lock | None = None) -> None:
     """Keep a night beside the table, in place of one of the same run."""
     content = json.dumps(to_dict(night), indent=1, allow_nan=False)
-    storage.write_bytes(storage.join(output, NIGHTS, f"{night.run}.json"), content.encode())
+    with held(output, "summary of a run", lock) as lock:
+        lock.update(f"{NIGHTS}/{night.run}.json", content.encode())
 
 
 def read_nights(output: str, digest: str, since: datetime) -> list[Night]:
@@ -272,8 +274,11 @@ def _night(output: str, path: str) -> Night | None:
     try:
         data = json.loads(storage.read_bytes(uri))
         lists = {name: tuple(data[name]) for name in ("errors", "errors_before") if name in data}
-        return from_dict(Night, data | lists, uri)
-    except (StorageError, ConfigError, ValueError, TypeError, KeyError) as error:
+        night = from_dict(Night, data | lists, uri)
+        if f"{night.run}.json" != uri.rpartition("/")[2]:
+            raise ValueError(f"the file is named otherwise than the run {night.run!r}")
+        return night
+    except (StorageError, ConfigError, ValueError, TypeError, KeyError, RecursionError) as error:
         log.warning("%s: not the summary of a night, and left out (%s: %s).", uri, type(error).__name__, error)
         return None
 

@@ -2,28 +2,32 @@
 
 Published files lie in `OUT/captions/acquired=YYYY-MM-DD/model=V/`; readers look there alone. A file is never changed
 but to replace or take out rows, and then as a whole under its own name, so that no reader sees a row twice.
+
+Every change is a conditional write through the lock. A new file is named after the run that makes the rows and numbered
+in its partition: a run that takes another one over publishes the same rows first, and so takes the names that the other
+one could still write.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from hisem import storage
 from hisem.captions.geoparquet import arranged, encoded
-from hisem.errors import SchemaError, StorageError
+from hisem.captions.lock import ATTEMPTS, Lock, held
+from hisem.captions.parquet import open_file, readable, require_valid
+from hisem.errors import ConflictError, SchemaError
 from hisem.schemas import CAPTION, conform
 
 log = logging.getLogger(__name__)
@@ -31,8 +35,7 @@ log = logging.getLogger(__name__)
 Places = npt.NDArray[np.int64]
 """Numbers of rows in a table."""
 
-PUBLISHED, SETTINGS = "captions", "_settings.json"
-STAGING, JOB = "_staging", "job.json"
+PUBLISHED = "captions"
 UNDATED = "0000-00-00"
 """In place of a date that is not known. It sorts before all dates, and no reader takes it for one. Hive has a name for
 nulls, but pandas cannot read a column with it beside dates, nor one that is null everywhere."""
@@ -41,6 +44,9 @@ FILE_ROWS = 262_144
 """Rows of a published file at most."""
 FILES_AT_ONCE = 16
 """Files whose keys are read at the same time: in a bucket each of them waits for some requests."""
+
+DAMAGED = "Put a whole copy in its place, or remove it: its tiles are then captioned again."
+"""What to do with a published file that cannot be read."""
 
 KNOWN = ["tile_id", "pair_id", "before_time", "after_time", "status", "error", "captioned_at"]
 NOTHING = pa.schema([CAPTION.field(name) for name in KNOWN]).empty_table()
@@ -71,48 +77,24 @@ def _known(output: str, digest: str, pairs: pa.Array | None) -> dict[str, pa.Tab
 
 
 def _known_in(fs: pafs.FileSystem, digest: str, pairs: pa.Array | None, path: str) -> pa.Table:
-    file = _open(path, fs, read_dictionary=["pair_id", "model_digest"])
+    with readable(path, DAMAGED):
+        file = open_file(path, fs, read_dictionary=["pair_id", "model_digest"])
     _require_schema(file.schema_arrow, path)
-    if pairs is not None:
-        there = file.read(columns=["pair_id"]).column("pair_id")
-        if not any(pc.any(pc.is_in(chunk.dictionary, pairs)).as_py() for chunk in there.chunks):
-            return NOTHING
-    rows = file.read(columns=[*KNOWN, "model_digest"])
-    wanted = pc.equal(rows.column("model_digest"), digest)
-    if pairs is not None:
-        wanted = pc.and_(wanted, pc.is_in(rows.column("pair_id"), pairs))
-    return rows.select(KNOWN).filter(wanted).cast(NOTHING.schema)
+    with readable(path, DAMAGED):
+        if pairs is not None:
+            there = require_valid(file.read(columns=["pair_id"])).column("pair_id")
+            if not any(pc.any(pc.is_in(chunk.dictionary, pairs)).as_py() for chunk in there.chunks):
+                return NOTHING
+        rows = require_valid(file.read(columns=[*KNOWN, "model_digest"]))
+        wanted = pc.equal(rows.column("model_digest"), digest)
+        if pairs is not None:
+            wanted = pc.and_(wanted, pc.is_in(rows.column("pair_id"), pairs))
+        return rows.select(KNOWN).filter(wanted).cast(NOTHING.schema)
 
 
 def require_table(output: str) -> None:
     """Raise `SchemaError` or `StorageError` where what is published is no captions table of this version."""
     known_rows(output, "", ())
-
-
-def require_settings(output: str, settings: dict[str, Any]) -> None:
-    """Keep a table to one way of making pixels: its rows would hide tiles that were to be read otherwise.
-
-    `settings` are those that are not the default; an output without rows takes them. Raises `StorageError`
-    as `refuse_other_settings` does.
-    """
-    refuse_other_settings(output, settings)
-    if _settings(output) != settings:
-        storage.write_bytes(storage.join(output, SETTINGS), json.dumps(settings, indent=1).encode())
-
-
-def refuse_other_settings(output: str, settings: dict[str, Any]) -> None:
-    """Raise `StorageError` where the rows of an output were made with other settings."""
-    known = _settings(output)
-    if known != settings and (published_files(output) or storage.exists(storage.join(output, STAGING, JOB))):
-        raise StorageError(
-            f"{output}: its tiles were read with {known or 'the defaults'}, not {settings or 'the defaults'}. "
-            "Choose another --output, or the same settings."
-        )
-
-
-def _settings(output: str) -> dict[str, Any]:
-    path = storage.join(output, SETTINGS)
-    return json.loads(storage.read_bytes(path)) if storage.exists(path) else {}
 
 
 def newest(rows: pa.Table) -> pa.Table:
@@ -137,33 +119,55 @@ def _numbered(columns: pa.Table) -> npt.NDArray[np.int64]:
     return np.unique(numbers, return_inverse=True)[1]
 
 
-def publish(rows: pa.Table, output: str) -> None:
+def publish(rows: pa.Table, output: str, run: str | None = None, lock: Lock | None = None) -> None:
     """Put rows (schema CAPTION, of one model, each key once) into the table.
 
     A row whose key is published replaces that one where it was captioned later, in the same file, and is left out
-    where it was not: a publication that was interrupted can be repeated. New rows become files named after their
-    keys, one for each acquisition date and model version up to FILE_ROWS.
+    where it was not: a publication that was interrupted can be repeated. New rows become files named after `run`
+    (default: after their keys), one for each acquisition date and model version up to FILE_ROWS.
     """
     rows = conform(rows, CAPTION, "captions")
-    digests = pc.unique(rows.column("model_digest")).to_pylist()
-    for digest in digests:
-        mine = rows if len(digests) == 1 else rows.filter(pc.equal(rows.column("model_digest"), digest))
-        fresh = _replace(mine, output, digest)
-        for (date, version), places in _partitions(mine, fresh):
-            part = arranged(mine.take(places))
-            folder = storage.join(output, PUBLISHED, f"acquired={date}", f"model={version}")
-            for start in range(0, len(part), FILE_ROWS):
-                some = part.slice(start, FILE_ROWS)
-                storage.write_bytes(storage.join(folder, f"{_content_name(some)}.parquet"), encoded(some))
+    if not len(rows):
+        return
+    with held(output, "publishing of captions", lock) as lock:
+        digests = pc.unique(rows.column("model_digest")).to_pylist()
+        for digest in digests:
+            mine = rows if len(digests) == 1 else rows.filter(pc.equal(rows.column("model_digest"), digest))
+            repeatedly(partial(_publish, mine, lock, digest, run or _content_name(rows)))
 
 
-def _replace(rows: pa.Table, output: str, digest: str) -> Places:
+def repeatedly(act: Callable[[], None]) -> None:
+    """Plan and write, again where a file changed in between: a run that was taken over may have one write left."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return act()
+        except ConflictError:
+            if attempt == ATTEMPTS - 1:
+                raise
+    return None
+
+
+def _publish(rows: pa.Table, lock: Lock, digest: str, run: str) -> None:
+    names = published_files(lock.folder)
+    fresh = _replace(rows, lock, digest)
+    for (date, version), places in _partitions(rows, fresh):
+        part = arranged(rows.take(places))
+        folder = storage.join(PUBLISHED, f"acquired={date}", f"model={version}")
+        numbered = re.compile(rf"/{re.escape(folder)}/part-{re.escape(run)}-(\d+)\.parquet")
+        number = max((int(found[1]) + 1 for name in names if (found := numbered.search(name))), default=0)
+        for start in range(0, len(part), FILE_ROWS):
+            some = part.slice(start, FILE_ROWS)
+            lock.write(storage.join(folder, f"part-{run}-{number:03d}.parquet"), encoded(some), None)
+            number += 1
+
+
+def _replace(rows: pa.Table, lock: Lock, digest: str) -> Places:
     """Put the rows that were captioned later than known ones in their places; the places of those to be added.
 
     A known row whose acquisition date has changed since goes from its old file, and the new one is to be added. The
     file is the old one where the same model has another version now.
     """
-    files = _known(output, digest, pc.unique(rows.column("pair_id")))
+    files = _known(lock.folder, digest, pc.unique(rows.column("pair_id")))
     known = pa.concat_tables([NOTHING, *files.values()])
     file = np.repeat(np.arange(len(files)), [len(part) for part in files.values()])
     place = pc.fill_null(pc.index_in(known.column("tile_id"), rows.column("tile_id").combine_chunks()), -1).to_numpy()
@@ -175,50 +179,65 @@ def _replace(rows: pa.Table, output: str, digest: str) -> Places:
     for number, path in enumerate(files):
         here = later & (file == number)
         if here.any():
-            _rewrite(output, path, digest, known.column("tile_id").filter(here), rows.take(place[here & ~moves]))
+            gone = known.column("tile_id").filter(here)
+            rewrite(lock, path, partial(_of_tiles, gone, digest), rows.take(place[here & ~moves]))
     return np.setdiff1d(np.arange(len(rows)), place[~moves])
 
 
-def supersede(output: str, pairs: Collection[str], digest: str) -> None:
+def supersede(output: str, pairs: Collection[str], digest: str, lock: Lock | None = None) -> None:
     """Take out this model's rows `<pair_id>/pair` of pairs that could not be opened once and can be now."""
     wanted = pa.array(sorted(pairs), pa.string())
     failed = pc.binary_join_element_wise(wanted, "pair", "/")
-    for path, known in _known(output, digest, wanted).items():
-        gone = known.column("tile_id").filter(pc.is_in(known.column("tile_id"), failed))
-        if len(gone):
-            _rewrite(output, path, digest, gone, CAPTION.empty_table())
+
+    def take_out(lock: Lock) -> None:
+        for path, known in _known(output, digest, wanted).items():
+            gone = known.column("tile_id").filter(pc.is_in(known.column("tile_id"), failed))
+            if len(gone):
+                rewrite(lock, path, partial(_of_tiles, gone, digest), None)
+
+    if len(wanted):
+        with held(output, "publishing of captions", lock) as lock:
+            repeatedly(partial(take_out, lock))
 
 
-def _rewrite(output: str, path: str, digest: str, gone: pa.ChunkedArray, instead: pa.Table) -> None:
-    """One file without a model's rows of the tiles `gone`, and with the rows `instead`, under its own name."""
-    fs, _ = storage.filesystem(output)
-    table = conform(_open(path, fs).read(), CAPTION, path)
-    old = pc.and_(
-        pc.is_in(table.column("tile_id"), gone.combine_chunks()),
-        pc.equal(table.column("model_digest"), digest),
+def _of_tiles(tiles: pa.ChunkedArray, digest: str, rows: pa.Table) -> pa.ChunkedArray:
+    """Return which rows are a model's rows of `tiles`."""
+    return pc.and_(
+        pc.is_in(rows.column("tile_id"), tiles.combine_chunks()),
+        pc.equal(rows.column("model_digest"), digest),
     )
-    left = pa.concat_tables([table.filter(pc.invert(old)), instead])
-    uri = storage.join(output, PUBLISHED, path.rpartition(f"/{PUBLISHED}/")[2])
+
+
+def rewrite(lock: Lock, path: str, old: Callable[[pa.Table], pa.ChunkedArray], instead: pa.Table | None) -> None:
+    """Rewrite one published file without the rows that `old` selects, and with `instead`, under its own name.
+
+    A file without rows left is removed, or left empty on object stores. Raises `ConflictError` where it was rewritten
+    meanwhile.
+    """
+    name = storage.join(PUBLISHED, path.rpartition(f"/{PUBLISHED}/")[2])
+    there = lock.read(name)
+    if there is None:
+        return
+    with readable(path, DAMAGED):
+        table = require_valid(open_file(pa.BufferReader(there.content), None).read())
+    table = conform(table, CAPTION, path)
+    left = table.filter(pc.invert(old(table)))
+    left = arranged(left if instead is None else pa.concat_tables([left, instead]))
     if len(left):
-        storage.write_bytes(uri, encoded(arranged(left)))
-    else:
-        storage.delete(uri)
+        lock.write(name, encoded(left), there.version)
+    elif len(table):
+        lock.remove(name, there.version, encoded(left))
 
 
 def read_captions(output: str) -> pa.Table:
     """The whole published table, schema CAPTION."""
     fs, _ = storage.filesystem(output)
-    parts = [conform(_open(path, fs).read(), CAPTION, path) for path in published_files(output)]
-    return pa.concat_tables(parts) if parts else CAPTION.empty_table()
-
-
-def _open(path: str, fs: pafs.FileSystem, **options: Any) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path, filesystem=fs, **options)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise StorageError(
-            f"{path}: cannot be read as Parquet ({error}). Remove it or choose another --output."
-        ) from error
+    parts = [CAPTION.empty_table()]
+    for path in published_files(output):
+        with readable(path, DAMAGED):
+            table = require_valid(open_file(path, fs).read())
+        parts.append(conform(table, CAPTION, path))
+    return pa.concat_tables(parts)
 
 
 def _dates(rows: pa.Table) -> pa.ChunkedArray:
@@ -237,12 +256,13 @@ def _partitions(rows: pa.Table, some: Places) -> Iterator[tuple[tuple[str, str],
         yield (date, version), named[date, version]
 
 
-def _content_name(part: pa.Table) -> str:
-    """A name that depends on the keys of the rows alone."""
+def _content_name(rows: pa.Table) -> str:
+    """Return a name that depends on the keys of the rows alone."""
     whole = hashlib.sha256()
-    for tile, digest in zip(part.column("tile_id").to_pylist(), part.column("model_digest").to_pylist(), strict=True):
-        whole.update(f"{tile}\0{digest}\n".encode())
-    return f"part-{whole.hexdigest()[:16]}"
+    for column in rows.select(["tile_id", "model_digest"]).sort_by("tile_id").columns:
+        for buffer in column.combine_chunks().buffers()[1:]:
+            whole.update(buffer)
+    return whole.hexdigest()[:16]
 
 
 def _require_schema(schema: pa.Schema, path: str) -> None:

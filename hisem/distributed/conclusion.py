@@ -6,7 +6,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -62,17 +62,19 @@ def conclude(
     keys = rows.select(["tile_id", "pair_id"])
     opened = pc.unique(keys.filter(pc.invert(_of_pairs(keys))).column("pair_id"))
     needless = pc.and_(_of_pairs(keys), pc.is_in(keys.column("pair_id"), opened))
+    # They are published and taken out again: a run that was taken over may still write the file that they are in.
+    captions.publish(rows, output, job.run, lock)
     if pc.any(needless).as_py():
         rows = rows.filter(pc.invert(needless))
-    lock.require()
-    captions.publish(rows, output)
-    captions.supersede(output, set(opened.to_pylist()) | (work.opened if work else set()), job.model_digest)
+    gone = set(opened.to_pylist()) | set(job.reopened) | (work.opened if work else set())
+    captions.supersede(output, gone, job.model_digest, lock)
     if work:
         rows = pa.concat_tables([rows, _unopened(work, job)])
     started = moment(job.started)
     before = None if work else find_night(output, job.run)
+    lock.require()
     night = (
-        before
+        replace(before, output=output)
         if before and before.status == "finished"
         else summarise(
             rows,
@@ -93,8 +95,8 @@ def conclude(
         )
     )
     remarks = drift.unusual(night, read_nights(output, job.model_digest, started - timedelta(days=drift.TRAILING_DAYS)))
-    write_night(output, night)
-    return Outcome(night, remarks, _write_page(output, job, rows, night, remarks) if page and len(rows) else None)
+    write_night(output, night, lock)
+    return Outcome(night, remarks, _write_page(lock, job, rows, night, remarks) if page and len(rows) else None)
 
 
 def conclude_interrupted(output: str, job: Job, lock: Lock, page: bool, store: str | None) -> Outcome:
@@ -104,14 +106,16 @@ def conclude_interrupted(output: str, job: Job, lock: Lock, page: bool, store: s
         job.run,
         job.catalogue,
     )
+    staging.begin(output, job, lock)
     outcome = conclude(output, job, lock, page)
+    lock.require()
     if store and job.tracking_run:
         with telling_only():
             report(tracking.Run(store, job.tracking_run), outcome)
         with telling_only():
             ended = "FINISHED" if outcome.night.status == "finished" else "KILLED"
             tracking.end_if_open(store, job.tracking_run, ended)
-    staging.end(output, job)
+    staging.end(output, job, lock)
     return outcome
 
 
@@ -152,12 +156,12 @@ def _of_pairs(rows: pa.Table) -> pa.ChunkedArray:
     return pc.equal(rows.column("tile_id"), pc.binary_join_element_wise(rows.column("pair_id"), "pair", "/"))
 
 
-def _write_page(output: str, job: Job, rows: pa.Table, night: Night, remarks: list[str]) -> str:
+def _write_page(lock: Lock, job: Job, rows: pa.Table, night: Night, remarks: list[str]) -> str:
     """The page of a job's rows; pictures are read of the tiles alone that it has pictures of."""
     pictured = ordered(rows, PICTURED).column("tile_id").combine_chunks()
     names = ["tile_id", *(name for name in STAGED.names if name not in CAPTION.names)]
     parts = [pa.schema([STAGED.field(name) for name in names]).empty_table()]
-    for part in staging.staged_parts(output, job, names):
+    for part in staging.staged_parts(lock.folder, job, names):
         read = pc.is_in(part.column("tile_id"), pictured)
         for name in names[1:]:
             # Of the others it is known that there is a picture.
@@ -169,7 +173,7 @@ def _write_page(output: str, job: Job, rows: pa.Table, night: Night, remarks: li
     places = pc.index_in(rows.column("tile_id"), pictures.column("tile_id").combine_chunks())
     for name in names[1:]:
         rows = rows.append_column(STAGED.field(name), pictures.column(name).take(places))
-    uri = storage.join(output, PAGES, f"{job.run}.html")
+    name = f"{PAGES}/{job.run}.html"
     html = render_morning(rows, f"Changes found on {job.started[:10]}", night.rows(), remarks)
-    storage.write_bytes(uri, html.encode())
-    return uri
+    lock.update(name, html.encode())
+    return storage.join(lock.folder, name)

@@ -18,6 +18,7 @@ from hisem import storage
 from hisem.archive.options import DEFAULTS, ReadOptions
 from hisem.archive.tiles import read_tiles, shard_table
 from hisem.captions import table as captions
+from hisem.captions.settings import refuse_other_settings
 from hisem.distributed import budget, session
 from hisem.distributed.archive import read_archive, require_matches, require_reader
 from hisem.distributed.captioner import Captioner, CaptionOptions, read_pixels, with_captioners
@@ -120,7 +121,7 @@ def forecast_shards(
 def forecast_captions(catalogue: pa.Table, options: CaptionOptions) -> Forecast:
     """What `caption_archive` would do, but for rows that an interrupted run has staged. Raises what that raises."""
     captions.require_table(options.output)
-    captions.refuse_other_settings(options.output, options.reading.pixel_settings())
+    refuse_other_settings(options.output, options.reading.pixel_settings())
     digest = bundle_digest(options.model)
     with session.cluster():
         options = with_captioners(options)

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ from hisem.captions import staging
 from hisem.captions import table as captions
 from hisem.captions.failures import FailureLog
 from hisem.captions.lock import Lock, exclusive
+from hisem.captions.night import NIGHTS
 from hisem.captions.options import GREEDY, Captioning
+from hisem.captions.repair import repair
+from hisem.captions.settings import require_settings
 from hisem.captions.staging import Job
 from hisem.distributed import session
 from hisem.distributed.captioner import CaptionOptions, captioned, stamps, with_captioners
-from hisem.distributed.conclusion import Outcome, conclude, conclude_interrupted, report, telling_only
+from hisem.distributed.conclusion import PAGES, Outcome, conclude, conclude_interrupted, report, telling_only
 from hisem.distributed.metrics import CaptionMetrics
 from hisem.distributed.shared_storage import rasters_of, require_shared
 from hisem.distributed.work import Work, find_work
@@ -95,7 +99,8 @@ def caption_archive(catalogue: pa.Table, options: CaptionOptions) -> Outcome:
     """
     with exclusive(options.output, f"captioning of {options.source}") as lock:
         captions.require_table(options.output)  # where no other run takes files away while they are looked at
-        captions.require_settings(options.output, options.reading.pixel_settings())
+        _prepare(lock)
+        require_settings(options.output, options.reading.pixel_settings(), lock)
         with session.cluster():
             require_shared(read=rasters_of(catalogue))  # the driver alone writes to the output
             return _caption(catalogue, with_captioners(options), lock)
@@ -110,8 +115,15 @@ def publish_interrupted(output: str, page: bool, store: str | None) -> Outcome |
         return None
     with exclusive(output, "publishing of an interrupted run") as lock:
         captions.require_table(output)
+        _prepare(lock)
         there = staging.open_job(output)  # another run may have ended it meanwhile
         return conclude_interrupted(output, there, lock, page, store or _default_store()) if there else None
+
+
+def _prepare(lock: Lock) -> None:
+    """Clear up what earlier runs left: files that they were writing when they were killed, and doubled rows."""
+    lock.clear(".", captions.PUBLISHED, staging.STAGING, NIGHTS, PAGES)
+    repair(lock)
 
 
 def _caption(catalogue: pa.Table, options: CaptionOptions, lock: Lock) -> Outcome:
@@ -122,14 +134,17 @@ def _caption(catalogue: pa.Table, options: CaptionOptions, lock: Lock) -> Outcom
     if work.already and (flags := options.captioning.deciding()):
         given = " ".join(f"{flag} {value}" for flag, value in flags.items())
         log.warning(HAVE_ROWS, work.already, given)
-    staging.begin(options.output, job)
-    with logs.of_run(job.run), _tracked(options, job, work) as run:
+    job = replace(job, reopened=tuple(sorted({*job.reopened, *work.reopened})))
+    staging.begin(options.output, job, lock)
+    with logs.of_run(job.run), _tracked(options, job, work, lock) as run:
         _stage(work, options, digest, job, lock)
         outcome = conclude(options.output, job, lock, options.captioning.page, work, time.perf_counter() - began)
+        lock.require()
         if run:
             with telling_only():
                 report(run, outcome)
-    staging.end(options.output, job)
+        lock.require()  # before the MLflow run is closed, which another run may have open
+    staging.end(options.output, job, lock)
     return outcome
 
 
@@ -193,10 +208,11 @@ def _left(seconds: float) -> str:
 
 
 @contextmanager
-def _tracked(options: CaptionOptions, job: Job, work: Work) -> Iterator[tracking.Run | None]:
+def _tracked(options: CaptionOptions, job: Job, work: Work, lock: Lock) -> Iterator[tracking.Run | None]:
     """The job's MLflow run, which ends with the block as the block does.
 
-    None where none is wanted or the store fails, which keeps no captions back.
+    None where none is wanted or the store fails, which keeps no captions back. Where another run took the job over,
+    the MLflow run is left to that one.
     """
     run = None
     if options.tracking:
@@ -205,9 +221,9 @@ def _tracked(options: CaptionOptions, job: Job, work: Work) -> Iterator[tracking
     if run is None:
         yield None
         return
-    status = "FINISHED"
+    status: str | None = "FINISHED"
     try:
-        staging.tracked(options.output, job, run.run_id)
+        staging.tracked(options.output, job, run.run_id, lock)
         with telling_only():
             names = ("catalogue", "redo", "started", "model_name", "model_version", "model_digest")
             run.params({name: getattr(job, name) for name in names} | {"output": options.output})
@@ -215,7 +231,10 @@ def _tracked(options: CaptionOptions, job: Job, work: Work) -> Iterator[tracking
         yield run
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        if lock.is_taken_over():
+            status = None
         raise
     finally:
-        with telling_only():
-            run.end(status)
+        if status:
+            with telling_only():
+                run.end(status)

@@ -30,6 +30,8 @@ class Work:
     aside: int
     """Those of them that an interrupted run has done already."""
     opened: set[str]
+    reopened: set[str]
+    """Those of them that have a failed row in the table."""
     unopened: pa.Table
     """Rows, as in `broken`, of the other pairs that cannot be opened: the table has a row of each already."""
     failed_tiles: pa.ChunkedArray
@@ -86,7 +88,8 @@ def find_work(catalogue: pa.Table, options: CaptionOptions, digest: str, job: Jo
     made = pa.concat_tables([rest.select(["tile_id"]), aside])
     unopened = unopened.filter(pc.invert(_among(unopened.column("tile_id"), made)))
     after = pc.max(known.column("captioned_at")).as_py() if redo != "nothing" else None
-    return Work(todo, rest, len(catalogue), tiles, count, opened, unopened, left.column("error"), after)
+    reopened = opened & set(known.filter(_of_pair(known)).column("pair_id").to_pylist())
+    return Work(todo, rest, len(catalogue), tiles, count, opened, reopened, unopened, left.column("error"), after)
 
 
 def _among(tiles: pa.ChunkedArray, rows: pa.Table) -> pa.ChunkedArray:
@@ -94,11 +97,15 @@ def _among(tiles: pa.ChunkedArray, rows: pa.Table) -> pa.ChunkedArray:
     return pc.is_in(tiles, rows.column("tile_id").combine_chunks())
 
 
+def _of_pair(rows: pa.Table) -> pa.ChunkedArray:
+    """Return which rows stand for a pair that could not be opened."""
+    return pc.equal(rows.column("tile_id"), pc.binary_join_element_wise(rows.column("pair_id"), "pair", "/"))
+
+
 def _require_same_acquisitions(catalogue: pa.Table, known: pa.Table, options: CaptionOptions) -> None:
     """Raise `CatalogueError` where the rows of a pair are of other dates than it has; a failed pair's may be mended."""
     key = ["pair_id", "before_time", "after_time"]
-    failed = pc.equal(known.column("tile_id"), pc.binary_join_element_wise(known.column("pair_id"), "pair", "/"))
-    rows = known.filter(pc.invert(failed)).group_by(key).aggregate([])
+    rows = known.filter(pc.invert(_of_pair(known))).group_by(key).aggregate([])
     if REJECTED in catalogue.column_names:  # their dates are not to be believed
         catalogue = catalogue.filter(pc.is_null(catalogue.column(REJECTED)))
     now, then = ([row.values() for row in table.select(key).to_pylist()] for table in (catalogue, rows))

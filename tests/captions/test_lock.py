@@ -1,24 +1,33 @@
-"""One writer at a time: who holds is named, who is dead is found out, and nobody is let in beside another."""
+"""One writer at a time: the holder is named, a dead one is found out, and a run that was taken over writes nothing."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hisem import storage
-from hisem.captions import lock
-from hisem.captions.lock import Entry, exclusive
-from hisem.errors import BusyError, StorageError
+from hisem import conditional, storage
+from hisem.captions import holder, lock
+from hisem.captions.holder import Entry
+from hisem.captions.lock import WRITER, exclusive
+from hisem.conditional import files_of
+from hisem.errors import BusyError, ConflictError, StorageError, TakenOverError
+
+HOLDING = (
+    "import sys, time; from hisem.captions.lock import exclusive\n"
+    "with exclusive(sys.argv[1], 'night'):\n    print('held', flush=True); time.sleep(60)"
+)
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -31,71 +40,99 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "BEAT", 0.3)
-    monkeypatch.setattr(lock, "STALE", 5.0)  # a bucket tells whole seconds, and a busy machine stalls
+    monkeypatch.setattr(lock, "STALE", 2.0)  # a busy machine stalls
     monkeypatch.setattr(lock, "LOOK", 0.05)
 
 
 def elsewhere(**over: Any) -> Entry:
     """A holder on another machine."""
-    return replace(Entry("far", "another machine", 4711, "1", "2026-01-01T00:00:00+00:00", "night", True), **over)
+    return replace(Entry("far", "another machine", 4711, "1", "2026-01-01T00:00:00+00:00", "night", "token"), **over)
 
 
-def put(output: str, entry: Entry, name: str = "20260101T000000000000-aaaaaaaa.json") -> str:
-    uri = storage.join(output, lock.LOCKS, name)
-    storage.write_bytes(uri, json.dumps(asdict(entry)).encode())
-    return uri
+def put(output: str, content: Entry | bytes, name: str = WRITER) -> None:
+    encoded = content if isinstance(content, bytes) else json.dumps(asdict(content)).encode()
+    storage.write_bytes(storage.join(output, name), encoded)
 
 
-def entries(output: str) -> list[str]:
-    return storage.list_files(storage.join(output, lock.LOCKS))
+def holder_of(output: str) -> Entry | None:
+    there = files_of(output).read(WRITER)
+    return holder.holder_in(there) if there else None
+
+
+@contextmanager
+def process(output: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the output."""
+    started = subprocess.Popen([sys.executable, "-c", HOLDING, output], stdout=subprocess.PIPE, text=True)
+    assert started.stdout is not None
+    assert started.stdout.readline() == "held\n"
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.wait()
 
 
 def test_a_second_run_is_refused_with_the_holders_name_until_the_first_ends(output: str) -> None:
     with exclusive(output, "captioning of a.parquet"):
-        told = r"held by captioning of a.parquet \(process \d+ on .*, since 20"
-        with pytest.raises(BusyError, match=told), exclusive(output, "captioning of b.parquet"):
+        message = r"held by captioning of a.parquet \(process \d+ on .*, since 20"
+        with pytest.raises(BusyError, match=message), exclusive(output, "captioning of b.parquet"):
             pass
-        assert len(entries(output)) == 1
-    assert entries(output) == []
+    assert holder_of(output) is None
     with exclusive(output, "captioning of b.parquet"):
         pass
 
 
 def test_a_holder_on_this_machine_that_was_killed_is_found_out_at_once(output: str) -> None:
-    code = (
-        "import sys, time; from hisem.captions.lock import exclusive\n"
-        "with exclusive(sys.argv[1], 'night'):\n    print('held', flush=True); time.sleep(60)"
+    with process(output) as first:
+        with pytest.raises(BusyError, match=f"process {first.pid} on "), exclusive(output, "other"):
+            pass
+        first.kill()
+        os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)  # dead, and a zombie until it is waited for
+        began = time.monotonic()
+        with exclusive(output, "other"):
+            assert time.monotonic() - began < lock.STALE
+
+
+def test_a_suspended_holder_on_this_machine_is_taken_over_and_loses_its_writes(output: str) -> None:
+    code = HOLDING.replace("'night'):", "'night') as held:").replace("; time.sleep(60)", "; sys.stdin.readline()")
+    code += "\n    held.write('x', b'', None)"
+    first = subprocess.Popen(
+        [sys.executable, "-c", code, output], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    holder = subprocess.Popen([sys.executable, "-c", code, output], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(BusyError, match=f"process {holder.pid} on "), exclusive(output, "other"):
-        pass
-    holder.kill()
-    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # dead, and a zombie until it is waited for
+    assert first.stdout is not None
+    assert first.stdout.readline() == b"held\n"
+    os.kill(first.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
     began = time.monotonic()
-    with exclusive(output, "other"):
-        assert time.monotonic() - began < 2
-    holder.wait()
+    with exclusive(output, "other") as mine:
+        assert time.monotonic() - began > lock.STALE
+        os.kill(first.pid, signal.SIGCONT)
+        _, errors = first.communicate(b"\n", timeout=60)
+        assert first.returncode == 1
+        assert b"TakenOverError" in errors
+        assert not storage.exists(storage.join(output, "x"))
+        mine.require()
 
 
-def test_a_silent_holder_on_another_machine_is_waited_for_then_taken_for_dead(output: str) -> None:
-    uri = put(output, elsewhere())
+@pytest.mark.parametrize("age", [0, -7200])
+def test_a_silent_holder_on_another_machine_is_taken_over_whatever_its_file_time(output: str, age: int) -> None:
+    put(output, elsewhere())
+    if not storage.is_remote(output):
+        os.utime(Path(output, WRITER), (time.time() - age, time.time() - age))
     began = time.monotonic()
-    with exclusive(output, "other"):
-        assert time.monotonic() - began > 1
-        assert not storage.exists(uri)
+    with exclusive(output, "other") as mine:
+        assert lock.STALE < time.monotonic() - began < 10 * lock.STALE
+        mine.require()
 
 
-def test_a_holder_on_another_machine_that_gives_signs_of_life_is_left_alone(
-    output: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lock, "BEAT", 1.5)
-    uri, over = put(output, elsewhere()), threading.Event()
+def test_a_holder_on_another_machine_that_gives_signs_of_life_is_left_alone(output: str) -> None:
+    over = threading.Event()
+    put(output, elsewhere())
 
     def beat() -> None:
+        number = 0
         while not over.wait(0.5):
-            put(output, elsewhere())
+            put(output, elsewhere(beat=(number := number + 1)))
 
     thread = threading.Thread(target=beat)
     thread.start()
@@ -105,14 +142,32 @@ def test_a_holder_on_another_machine_that_gives_signs_of_life_is_left_alone(
     finally:
         over.set()
         thread.join()
-    assert [path.rpartition("/")[2] for path in entries(output)] == [uri.rpartition("/")[2]]
+    there = holder_of(output)
+    assert there is not None
+    assert there.token == "token"
 
 
-def test_an_entry_that_nobody_understands_is_not_trusted_to_be_dead(output: str) -> None:
-    storage.write_bytes(storage.join(output, lock.LOCKS, "broken.json"), b"{")
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 10_000, b'{"pid": "../../1"}'])
+def test_a_damaged_lock_is_not_trusted_to_be_dead_nor_waited_for_without_limit(tmp_path: Path, content: bytes) -> None:
+    put(str(tmp_path), content)
     began = time.monotonic()
+    with exclusive(str(tmp_path), "other"):
+        assert time.monotonic() - began > lock.STALE
+
+
+def test_locks_of_earlier_versions(output: str) -> None:
+    """They are files of their own; one of a process that has exited is removed, one of another machine if silent."""
+    old = Entry("here", holder._machine(), 2**22 + 1, "1", "2026-01-01T00:00:00+00:00", "night")
+    for number, entry in enumerate([old, elsewhere(), b"{"]):
+        content = entry if isinstance(entry, bytes) else json.dumps({**asdict(entry), "holds": number > 0}).encode()
+        put(output, content, f"_locks/2026-{number}.json")
     with exclusive(output, "other"):
-        assert time.monotonic() - began > 1
+        assert [Path(file).name for file in storage.list_files(storage.join(output, "_locks"))] == ["writer.json"]
+    alive = replace(old, pid=os.getpid(), born=holder.born(os.getpid()))
+    put(output, alive, "_locks/2026-1.json")
+    with pytest.raises(BusyError, match="held by night"), exclusive(output, "other"):
+        pass
+    assert holder_of(output) is None
 
 
 def test_of_many_that_want_it_at_once_one_at_a_time_gets_it(output: str) -> None:
@@ -121,7 +176,7 @@ def test_of_many_that_want_it_at_once_one_at_a_time_gets_it(output: str) -> None
 
     def want() -> None:
         start.wait()
-        for _ in range(2):
+        for _ in range(3):
             try:
                 with exclusive(output, "one of many"):
                     with guard:
@@ -141,49 +196,121 @@ def test_of_many_that_want_it_at_once_one_at_a_time_gets_it(output: str) -> None
         thread.join()
     assert most == [1]
     assert got[0] >= 1
-    assert entries(output) == []
+    assert holder_of(output) is None
 
 
-def test_a_holder_learns_that_it_was_taken_for_dead(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "STALE", 60.0)
+def test_a_holder_that_was_taken_over_notices_and_leaves_the_lock_alone(output: str) -> None:
     with exclusive(output, "night") as held:
         held.require()
-        storage.delete(storage.join(output, lock.LOCKS, entries(output)[0].rpartition("/")[2]))
-        time.sleep(2 * lock.BEAT)
-        assert entries(output) == []  # no beat brought it back
-        with pytest.raises(StorageError, match="another one took the table over"):
-            held.require()
-
-
-def test_a_holder_beside_another_one_gives_up(output: str) -> None:
-    """It stood still between its last look and its next write, and meanwhile another one took over."""
-    with exclusive(output, "night") as held:
+        held.write("a", b"1", None)
         put(output, elsewhere())
-        with pytest.raises(StorageError, match="another one took the table over"):
-            held.require()
+        for act in (
+            held.require,
+            lambda: held.write("b", b"", None),
+            lambda: held.update("a", b"2"),
+            lambda: held.remove("a", held.read("a").version, b""),  # type: ignore[union-attr]
+        ):
+            with pytest.raises(TakenOverError, match="another one took over: night"):
+                act()
+        time.sleep(3 * lock.BEAT)
+    assert holder_of(output) == elsewhere()
+    assert storage.read_bytes(storage.join(output, "a")) == b"1"
+    assert not storage.exists(storage.join(output, "b"))
 
 
-def test_a_holder_that_stood_still_gives_no_more_signs_of_life(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_error_of_a_run_that_was_taken_over_becomes_that(output: str) -> None:
+    def fail(folder: str, *, taken: bool) -> None:
+        with exclusive(folder, "night"):
+            if taken:
+                put(folder, elsewhere())
+            raise RuntimeError("the cluster forgot this driver")
+
+    with pytest.raises(TakenOverError):
+        fail(output, taken=True)
+    with pytest.raises(RuntimeError):
+        fail(f"{output}2", taken=False)
+
+
+def test_writes_hold_to_the_version_that_was_read(output: str) -> None:
     with exclusive(output, "night") as held:
-        real = lock._clock
-        monkeypatch.setattr(lock, "_clock", lambda: real() + 100)
-        with pytest.raises(StorageError, match="without a sign of life"):
-            held.require()
-        time.sleep(2 * lock.BEAT)
-        before = held._written
-        time.sleep(2 * lock.BEAT)
-        assert held._written == before
+        held.write("folder/a.bin", b"one", None)
+        held.write("folder/a.bin", b"one", None)  # as an attempt whose answer was lost
+        with pytest.raises(ConflictError):
+            held.write("folder/a.bin", b"two", None)
+        first = held.read("folder/a.bin")
+        assert first is not None
+        held.write("folder/a.bin", b"two", first.version)
+        with pytest.raises(ConflictError):
+            held.write("folder/a.bin", b"three", first.version)
+        with pytest.raises(ConflictError):
+            held.remove("folder/a.bin", first.version, b"")
+        second = held.read("folder/a.bin")
+        assert second is not None
+        assert second.content == b"two"
+        held.remove("folder/a.bin", second.version, b"gone")
+        left = held.read("folder/a.bin")
+        assert (left and left.content) == (b"gone" if storage.is_remote(output) else None)
 
 
-def test_signs_of_life_are_given(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[str] = []
-    real: Callable[..., None] = storage.write_bytes
+def test_a_process_suspended_in_the_middle_of_a_write_blocks_a_takeover_for_a_limited_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conditional, "GUARD_SECONDS", 1.0)
+    put(str(tmp_path), elsewhere())
+    with conditional.LocalFiles(str(tmp_path))._guarded():
+        began = time.monotonic()
+        with (
+            pytest.raises(BusyError, match=r"held by night \(process 4711 .* suspended"),
+            exclusive(str(tmp_path), "x"),
+        ):
+            pass
+        assert time.monotonic() - began < 10 * lock.STALE
+    with exclusive(str(tmp_path), "x"):
+        pass
 
-    def write(uri: str, content: bytes) -> None:
-        written.append(uri)
-        real(uri, content)
 
-    monkeypatch.setattr(storage, "write_bytes", write)
+def test_heartbeats_change_the_file(output: str) -> None:
     with exclusive(output, "night"):
+        first = holder_of(output)
         time.sleep(5 * lock.BEAT)
-    assert len(written) >= 4
+        second = holder_of(output)
+    assert first is not None
+    assert second is not None
+    assert second.beat > first.beat
+
+
+def test_a_store_that_ignores_conditions_is_named(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from hisem import object_files
+
+    real = object_files.obstore.put
+    monkeypatch.setattr(object_files.obstore, "put", lambda *args, **more: real(*args, **{**more, "mode": "overwrite"}))
+    with exclusive(bucket, "night") as held:
+        assert "no conditional writes" in caplog.text
+        held.write("a", b"", None)
+        real_clock = holder.clock
+        monkeypatch.setattr(lock, "clock", lambda: real_clock() + 100)  # there a silence alone ends the right to write
+        with pytest.raises(TakenOverError):
+            held.write("b", b"", None)
+
+
+def test_a_store_that_refuses_is_an_error_that_says_so(
+    bucket: str, s3_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hisem import object_files
+
+    monkeypatch.setitem(object_files.RETRY, "max_retries", 1)
+    s3_server.fail("_locks", 403)
+    with pytest.raises(StorageError, match=r"_locks/writer.json: cannot be .*Access is refused"):
+        lock.Lock(bucket, holder.myself("night")).acquire()
+    s3_server.fail("_locks", 503)
+    with pytest.raises(StorageError, match=r"The server is failing"):
+        lock.Lock(bucket, holder.myself("night")).acquire()
+
+
+def test_keys_are_those_of_arrow(bucket: str) -> None:
+    for name in ("a b/é.json", "100%/x.json", "acquired=2024-01-01/model=1 +/p.parquet", "a#b"):
+        with exclusive(storage.join(bucket, "o ü%20"), "night") as held:
+            held.write(name, name.encode(), None)
+        assert storage.read_bytes(storage.join(bucket, "o ü%20", name)) == name.encode()

@@ -66,9 +66,9 @@ def test_rows_of_a_job_that_ended_are_rubbish(tmp_path: Path) -> None:
     output, old, new = str(tmp_path), job("p"), job("q")
     staging.begin(output, old)
     staging.Stage(output, old)(rows(row("p/0")))
-    storage.delete(storage.join(output, captions.STAGING, captions.JOB))
+    storage.delete(storage.join(output, staging.STAGING, staging.JOB))
     staging.begin(output, new)
-    assert storage.list_folders(storage.join(output, captions.STAGING)) == []
+    assert storage.list_folders(storage.join(output, staging.STAGING)) == []
     assert staging.open_job(output) == new
 
 
@@ -85,8 +85,8 @@ def test_the_mlflow_run_of_a_job_is_known_to_who_goes_on(tmp_path: Path) -> None
 
 def test_what_cannot_be_understood_is_named(tmp_path: Path) -> None:
     output = str(tmp_path)
-    storage.write_bytes(storage.join(output, captions.STAGING, captions.JOB), b'{"run": 1}')
-    with pytest.raises(StorageError, match=r"job\.json: cannot be understood.*or delete"):
+    storage.write_bytes(storage.join(output, staging.STAGING, staging.JOB), b'{"run": 1}')
+    with pytest.raises(StorageError, match=r"job\.json: damaged.*or remove"):
         staging.open_job(output)
     with pytest.raises(SchemaError, match=r"captions: missing .*model_digest"):
         staging.Stage(output, job("p"))(rows(row("p/0")).drop_columns(["model_digest"]))

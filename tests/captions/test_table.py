@@ -16,7 +16,9 @@ import pytest
 import shapely
 
 from hisem import storage
+from hisem.captions import settings
 from hisem.captions import table as captions
+from hisem.captions.lock import Lock
 from hisem.errors import SchemaError, StorageError
 from hisem.schemas import CAPTION, FAILED, OK
 
@@ -58,9 +60,10 @@ def known(output: str, digest: str, *pairs: str) -> set[str]:
 
 
 def files(output: str) -> dict[str, bytes]:
-    """Every file below the output and its content."""
+    """Every file below the output, but for those of the lock, and its content."""
     root = Path(output)
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    found = {str(path.relative_to(root)): path for path in sorted(root.rglob("*")) if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if not name.startswith("_locks/")}
 
 
 @pytest.fixture(params=["path", "file"])
@@ -255,8 +258,8 @@ def test_a_publication_killed_at_any_point_can_be_repeated(tmp_path: Path, monke
             return call
 
         with monkeypatch.context() as patch:
-            patch.setattr(storage, "write_bytes", dying(storage.write_bytes))
-            patch.setattr(storage, "delete", dying(storage.delete))
+            patch.setattr(Lock, "write", dying(Lock.write))
+            patch.setattr(Lock, "remove", dying(Lock.remove))
             try:
                 captions.publish(given, output)
             except Killed:
@@ -317,7 +320,7 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"PAR1 cut off")
     for attempt in (captions.read_captions, captions.require_table):
-        with pytest.raises(StorageError, match=rf"{path}: cannot be read as Parquet.*Remove it"):
+        with pytest.raises(StorageError, match=rf"{path}: cannot be read as Parquet.*remove it"):
             attempt(str(tmp_path))
 
 
@@ -350,16 +353,16 @@ def test_replacing_many_rows_makes_no_python_objects_of_them(tmp_path: Path) -> 
 
 def test_a_table_holds_tiles_that_were_read_one_way(tmp_path: Path) -> None:
     output = str(tmp_path / "out")
-    captions.require_settings(output, {})
-    captions.require_settings(output, {"bands": ["4", "3", "2"]})
-    captions.require_settings(output, {})  # nothing is in it yet
+    settings.require_settings(output, {})
+    settings.require_settings(output, {"bands": ["4", "3", "2"]})
+    settings.require_settings(output, {})  # nothing is in it yet
     captions.publish(rows(row("a/0-0-64")), output)
-    captions.require_settings(output, {})
+    settings.require_settings(output, {})
     with pytest.raises(StorageError, match=r"were read with the defaults, not \{'nodata': 0\.0\}"):
-        captions.require_settings(output, {"nodata": 0.0})
+        settings.require_settings(output, {"nodata": 0.0})
     other = str(tmp_path / "other")
-    captions.require_settings(other, {"nodata": 0.0})
+    settings.require_settings(other, {"nodata": 0.0})
     captions.publish(rows(row("a/0-0-64")), other)
-    captions.require_settings(other, {"nodata": 0.0})
+    settings.require_settings(other, {"nodata": 0.0})
     with pytest.raises(StorageError, match=r"read with \{'nodata': 0\.0\}, not the defaults"):
-        captions.require_settings(other, {})
+        settings.require_settings(other, {})

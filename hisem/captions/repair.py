@@ -1,0 +1,113 @@
+"""Repair of a captions table that has a key twice, as a run of an earlier version left it that had been suspended."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+
+from hisem import storage
+from hisem.captions.lock import Lock
+from hisem.captions.parquet import open_file, readable, require_valid
+from hisem.captions.table import DAMAGED, FILES_AT_ONCE, newest, published_files, repeatedly, rewrite
+
+log = logging.getLogger(__name__)
+
+Hashes = npt.NDArray[np.uint64]
+KEY = ["tile_id", "model_digest"]
+BASE = np.uint64(0x9E3779B97F4A7C15)
+"""Odd number whose powers weigh the bytes of a key."""
+
+
+def repair(lock: Lock) -> int:
+    """Leave one row of each key in the table, the one captioned last. Return how many rows were removed.
+
+    One number of each row is held in memory, and the keys of the doubled rows; only files that hold those are
+    rewritten, one at a time.
+    """
+    removed: list[int] = []
+    repeatedly(partial(_repair, lock, removed))
+    return sum(removed)
+
+
+def _repair(lock: Lock, removed: list[int]) -> None:
+    fs, _ = storage.filesystem(lock.folder)
+    files = published_files(lock.folder)
+    with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
+        hashes = list(threads.map(partial(_hashes, fs), files))
+    doubled = _doubled(hashes)
+    if not len(doubled):
+        return
+    held = [
+        (path, rows) for path, own in zip(files, hashes, strict=True) if len(rows := np.isin(own, doubled).nonzero()[0])
+    ]
+    keys = pa.concat_tables(
+        _keys(fs, path, ["captioned_at"]).take(rows).append_column("place", _places(number, rows))
+        for number, (path, rows) in enumerate(held)
+    ).combine_chunks()
+    kept = newest(keys).column("place")
+    old = keys.filter(pc.invert(pc.is_in(keys.column("place"), kept.combine_chunks())))
+    if not len(old):
+        return  # keys that only share their number
+    log.warning(
+        "%s: %d row(s) of %d tile(s) were there more than once, tile %s for one, as a run of an earlier version leaves "
+        "them that was suspended while it published. The rows captioned last stay, the others are removed.",
+        lock.folder,
+        len(old) + len(old.group_by(KEY).aggregate([])),
+        len(old.group_by(KEY).aggregate([])),
+        old.column("tile_id")[0],
+    )
+    places = old.column("place").to_numpy()
+    for number, (path, _) in enumerate(held):
+        mine = places[places >> 32 == number] & 0xFFFFFFFF
+        if len(mine):
+            rewrite(lock, path, partial(_at, mine), None)
+            removed.append(len(mine))
+
+
+def _at(places: npt.NDArray[np.int64], rows: pa.Table) -> pa.Array:
+    """Return which rows are at `places`."""
+    mask = np.zeros(len(rows), bool)
+    mask[places] = True
+    return pa.array(mask)
+
+
+def _places(file: int, rows: npt.NDArray[np.int64]) -> pa.Array:
+    return pa.array((file << 32) + rows)
+
+
+def _keys(fs: pafs.FileSystem, path: str, more: list[str]) -> pa.Table:
+    with readable(path, DAMAGED):
+        return require_valid(open_file(path, fs).read(columns=[*KEY, *more]))
+
+
+def _hashes(fs: pafs.FileSystem, path: str) -> Hashes:
+    """Return a number for the key of each row of a file."""
+    rows = _keys(fs, path, [])
+    return _hashed(rows.column(0)) * BASE + _hashed(rows.column(1))
+
+
+def _hashed(column: pa.ChunkedArray) -> Hashes:
+    """Return a number for each text: its bytes as the digits of a number to the base BASE, modulo 2^64."""
+    texts = column.cast(pa.large_string()).combine_chunks()
+    if not len(texts):
+        return np.zeros(0, np.uint64)
+    offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]].astype(np.uint64) + np.uint64(1)
+    starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
+    powers = np.cumprod(np.full(int(lengths.max(initial=0)) + 1, BASE))
+    within = np.arange(len(data)) - np.repeat(starts, lengths)
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(data * powers[within])])
+    return sums[offsets[1:] - offsets[0]] - sums[starts]
+
+
+def _doubled(hashes: list[Hashes]) -> Hashes:
+    """Return the numbers that are there more than once."""
+    every = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
+    return np.unique(every[1:][every[1:] == every[:-1]])
