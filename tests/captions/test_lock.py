@@ -147,7 +147,9 @@ def test_a_holder_on_another_machine_that_gives_signs_of_life_is_left_alone(outp
     assert there.token == "token"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 10_000, b'{"pid": "../../1"}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff", b"[" * 10_000, b'{"pid": "../../1"}'], ids=lambda content: repr(content[:9])
+)
 def test_a_damaged_lock_is_not_trusted_to_be_dead_nor_waited_for_without_limit(tmp_path: Path, content: bytes) -> None:
     put(str(tmp_path), content)
     began = time.monotonic()
