@@ -1,10 +1,12 @@
-"""Kill the captioning job again and again, and look after its table: each tile one row, and no reader sees worse.
+"""Kill or suspend the captioning job again and again, and check its table: each tile one row, and no reader sees worse.
 
     python -m tests.faults.kill_captioning --times 200 --output DIR [--cluster]
 
 `--output` is a folder, or a URI in a bucket whose server the environment names. Each kill ends the driver with all that
 it has started, a captioner, or the driver at the moment when the first file of a publication appears; with `--cluster`
-the job runs on a Ray cluster, which loses a node, too, and gets another. The moments are drawn from `--seed`.
+the job runs on a Ray cluster, which loses a node, too, and gets another. With `--suspend` some moments suspend the
+driver instead: another run waits a minute, takes over and works to its end, and then the first one is resumed. The
+moments are drawn from `--seed`.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from tests.distributed.conftest import TILE, TINY
 from tests.faults.processes import processes
 
 ROOT = Path(__file__).parents[2]
-Kind = Literal["driver", "captioner", "node", "publishing"]
+Kind = Literal["driver", "captioner", "node", "publishing", "suspended", "suspended publishing"]
 COLUMNS = ("tile_id", "model_digest", "status", "caption", "captioned_at")
 
 
@@ -111,7 +113,7 @@ def staged(output: str) -> int:
 
 @dataclass
 class Kills:
-    """A job on one catalogue that is killed; `counts` are the kills by kind."""
+    """A job on one catalogue that is killed or suspended; `counts` are these moments by kind."""
 
     catalogue: str
     bundle: str
@@ -122,7 +124,7 @@ class Kills:
     captioners: int = 1
     counts: Counter[str] = field(default_factory=Counter)
 
-    def start(self, output: str) -> subprocess.Popen[bytes]:
+    def start(self, output: str, name: str = "log") -> subprocess.Popen[bytes]:
         """The job, in a process group of its own."""
         command = [sys.executable, str(ROOT / "pipelines" / "caption.py"), "--catalog", self.catalogue]
         command += [
@@ -138,7 +140,7 @@ class Kills:
             str(self.captioners),
         ]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "HISEM_STORAGE": str(self.scratch / "home")}
-        with (self.scratch / "log").open("ab") as log:
+        with (self.scratch / name).open("ab") as log:
             return subprocess.Popen(
                 command, env=environment | self.variables, stdout=log, stderr=log, start_new_session=True
             )
@@ -176,6 +178,47 @@ class Kills:
         assert killed or process.returncode in (0, 3), (self.scratch / "log").read_text()
         self.counts[kind] += killed
         return killed
+
+    def suspend(self, output: str, kind: Kind, after: float) -> bool:
+        """Suspend the job after so many seconds, or at sight of a published file; resume it when another has ended.
+
+        True where it was suspended before it had ended; then the table is finished. The resumed one must exit with an
+        error if it was taken over, and well if it did not hold the table or held it in the middle of a write.
+        """
+        there = len(storage.list_files(storage.join(output, "captions")))
+        log = self.scratch / "suspended"
+        log.write_bytes(b"")
+        process, until = self.start(output, "suspended"), time.monotonic() + after
+        while process.poll() is None:
+            if "publishing" in kind:
+                if len(storage.list_files(storage.join(output, "captions"))) > there:
+                    break
+            elif time.monotonic() > until:
+                break
+            time.sleep(0.001 if "publishing" in kind else 0.02)
+        if process.poll() is not None:
+            assert process.returncode in (0, 3), log.read_text()
+            return False
+        os.kill(process.pid, signal.SIGSTOP)
+        (self.scratch / "log").write_bytes(b"")
+        code = self.start(output).wait()
+        text = (self.scratch / "log").read_text()
+        os.kill(process.pid, signal.SIGCONT)
+        first = process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what is left of its Ray
+        if code == 1:  # it stands still in the middle of a write
+            assert "suspended" in text, text
+            assert first in (0, 3), log.read_text()
+        elif "taking over" in text:
+            assert code in (0, 3), text
+            assert first == 1, log.read_text()
+            assert "another one took over" in log.read_text(), log.read_text()
+        else:
+            assert code in (0, 3), text
+            assert first in (0, 1, 3), log.read_text()
+        self.counts[f"{kind}, taken over" if "taking over" in text else kind] += 1
+        return True
 
     def _hit(self, kind: Kind) -> bool:
         """Kill a captioner or a node; False where there is none yet."""
@@ -252,7 +295,11 @@ def kill_often(
         ended = False
         while not ended and done < times:
             kind = draw.choice(kinds)
-            ended = not kills.kill(output, kind, draw.uniform(0, longest))
+            if "suspended" in kind:
+                kills.suspend(output, kind, draw.uniform(0, longest))
+                ended = True
+            else:
+                ended = not kills.kill(output, kind, draw.uniform(0, longest))
             done += 1
             say(f"{done}: {kind}, {staged(output)} rows aside, {len(rows_of(output))} published")
         kept = staged(output)
@@ -282,6 +329,7 @@ def main() -> None:
     parser.add_argument("--output", required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cluster", action="store_true")
+    parser.add_argument("--suspend", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         catalogue, bundle = make_inputs(Path(folder))
@@ -290,6 +338,7 @@ def main() -> None:
         with nodes(kills) if given.cluster else nullcontext():
             truth = undisturbed(kills, given.output, print)
             kinds += ["node"] if given.cluster else []
+            kinds += ["suspended", "suspended publishing"] if given.suspend else []
             kill_often(kills, given.output, given.times, given.seed, kinds, truth, print)
 
 
