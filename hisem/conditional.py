@@ -31,6 +31,8 @@ GUARD = "_locks/.guard"
 GUARD_SECONDS = 60.0
 """How long the guard is waited for: it is held for a rename."""
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+SMALL = 1 << 16
+"""Bytes up to which the guard is held while the content is written, too."""
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 """Name of a file that was being written, by `storage.write_bytes` or here."""
 
@@ -116,22 +118,30 @@ class LocalFiles:
         path = self.root / name
         try:
             make_folder(path.parent)
+            if len(content) <= SMALL:  # such as the lock's own file, beside which others look for temporary ones
+                with self._guarded():
+                    return self._replace(path, write_temporary(path, content), content, expected, check)
             temporary = write_temporary(path, content)
             try:
                 with self._guarded():
-                    check()
-                    there = self._version_of(path)
-                    if there != expected and (there is None or path.read_bytes() != content):
-                        raise ConflictError(f"{path}: another process wrote it meanwhile.")
-                    temporary.rename(path)
-                    version = self._version_of(path)
+                    return self._replace(path, temporary, content, expected, check)
             finally:
                 temporary.unlink(missing_ok=True)
-            sync_folder(path.parent)
         except OSError as error:
             raise StorageError(f"{path}: cannot be written ({error}).") from error
-        assert version is not None  # under the guard nobody removed it
-        return version
+
+    def _replace(self, path: Path, temporary: Path, content: bytes, expected: Version | None, check: Check) -> Version:
+        """Rename `temporary` to `path`, under the guard."""
+        try:
+            check()
+            there = self._version_of(path)
+            if there != expected and (there is None or path.read_bytes() != content):
+                raise ConflictError(f"{path}: another process wrote it meanwhile.")
+            temporary.rename(path)
+            sync_folder(path.parent)
+            return _version(path.stat())
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def remove(self, name: str, expected: Version, instead: bytes, check: Check = unchecked) -> None:
         """Remove the file durably."""
@@ -147,7 +157,7 @@ class LocalFiles:
             raise StorageError(f"{path}: cannot be removed ({error}).") from error
 
     def clear(self, folders: Iterable[str]) -> None:
-        """Remove temporary files of killed processes; those of a live one are protected by the lock that clears."""
+        """Remove temporary files of killed processes, with the lock held; small ones of others are under the guard."""
         for folder in folders:
             found = (self.root / folder).glob(".*.tmp") if folder in ("", ".") else (self.root / folder).rglob(".*.tmp")
             for path in found:

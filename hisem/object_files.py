@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterable
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,6 +44,7 @@ class ObjectFiles:
         bucket, _, prefix = path.partition("/")
         self.folder, self._prefix = folder, prefix.strip("/")
         self.conditional = True
+        self._lacks_boto3 = kind == "s3" and not is_unsigned() and not _has_keys() and find_spec("boto3") is None
         try:
             self._store = _store(kind, folder, bucket)
         except (BaseError, ValueError, OSError) as error:
@@ -64,7 +66,12 @@ class ObjectFiles:
         check()
         try:
             mode: Any = "create" if expected is None else _condition(expected)
-            return self._put(name, content, mode if self.conditional else "overwrite")
+            if not self.conditional:
+                there = self.read(name)
+                if (there.version if there else None) != expected and not (there and there.content == content):
+                    raise ConflictError(f"{self.folder}/{name}: another process wrote it meanwhile.")
+                mode = "overwrite"
+            return self._put(name, content, mode)
         except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:
             there = self.read(name)
             if there is not None and there.content == content:  # an attempt whose answer was lost
@@ -95,7 +102,8 @@ class ObjectFiles:
         uri = f"{self.folder}/{name}".rstrip("/")
         text = " ".join(str(error).split())
         remedy = reason(text.replace("status code:", "HTTP status"))
-        return StorageError(f"{uri}: cannot be {deed} ({text[:500]}).{f' {remedy}.' if remedy else ''}")
+        hint = " Credentials of a profile are found where boto3 is installed." if self._lacks_boto3 else ""
+        return StorageError(f"{uri}: cannot be {deed} ({text[:500]}).{f' {remedy}.' if remedy else ''}{hint}")
 
 
 def _store(kind: str, folder: str, bucket: str) -> Any:
@@ -129,16 +137,18 @@ def _s3(bucket: str) -> tuple[Any, Any]:
         config |= {"endpoint": endpoint, "virtual_hosted_style_request": False}
     if is_unsigned():
         return config | {"skip_signature": True}, None
-    if os.environ.get("AWS_ACCESS_KEY_ID"):
-        return config, None
+    if _has_keys() or find_spec("boto3") is None:
+        return config, None  # else roles of instances, containers and web identities
     try:
         from obstore.auth.boto3 import Boto3CredentialProvider  # profiles and processes, as Arrow finds them
-    except ImportError:
-        return config, None  # roles of instances, containers and web identities
-    try:
+
         return config, Boto3CredentialProvider()
     except ValueError:
         return config, None
+
+
+def _has_keys() -> bool:
+    return bool(os.environ.get("AWS_ACCESS_KEY_ID"))
 
 
 def _version(meta: Any) -> Version:

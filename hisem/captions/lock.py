@@ -134,7 +134,7 @@ class Lock:
 
     def _take(self) -> None:
         """Become the holder. Raises `BusyError` with the name of the one that lives."""
-        began = time.monotonic()
+        lost = 0
         watched: tuple[Version, float] | None = None
         while True:
             there = self._files.read(WRITER)
@@ -148,7 +148,7 @@ class Lock:
                     self._put(there.version if there else None)
                     return
                 except ConflictError:
-                    watched = None
+                    watched, lost = None, lost + 1
                 except BusyError as error:
                     raise BusyError(
                         f"{self.folder}: held by {(holder or UNKNOWN).name()}, which stands still. {error}"
@@ -158,7 +158,7 @@ class Lock:
             elif watched is None and there:
                 watched = there.version, time.monotonic()
                 log.info("waiting up to %g s to see whether %s is alive", STALE, holder.name())
-            if time.monotonic() - began > 2 * STALE:
+            if lost == ATTEMPTS:
                 raise BusyError(f"{self.folder}: wanted by several runs at the same moment. Try again.")
             time.sleep(LOOK)
 

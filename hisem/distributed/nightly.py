@@ -18,7 +18,7 @@ from hisem.archive.catalogue import read_catalogue
 from hisem.captions import staging
 from hisem.captions import table as captions
 from hisem.captions.failures import FailureLog
-from hisem.captions.lock import Lock, exclusive
+from hisem.captions.lock import LOCKS, Lock, exclusive
 from hisem.captions.night import NIGHTS
 from hisem.captions.options import GREEDY, Captioning
 from hisem.captions.repair import repair
@@ -99,8 +99,8 @@ def caption_archive(catalogue: pa.Table, options: CaptionOptions) -> Outcome:
     """
     with exclusive(options.output, f"captioning of {options.source}") as lock:
         captions.require_table(options.output)  # where no other run takes files away while they are looked at
-        _prepare(lock)
         require_settings(options.output, options.reading.pixel_settings(), lock)
+        _prepare(lock)
         with session.cluster():
             require_shared(read=rasters_of(catalogue))  # the driver alone writes to the output
             return _caption(catalogue, with_captioners(options), lock)
@@ -122,7 +122,7 @@ def publish_interrupted(output: str, page: bool, store: str | None) -> Outcome |
 
 def _prepare(lock: Lock) -> None:
     """Clear up what earlier runs left: files that they were writing when they were killed, and doubled rows."""
-    lock.clear(".", captions.PUBLISHED, staging.STAGING, NIGHTS, PAGES)
+    lock.clear(".", LOCKS, captions.PUBLISHED, staging.STAGING, NIGHTS, PAGES)
     repair(lock)
 
 
