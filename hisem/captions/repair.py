@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,12 +17,17 @@ import pyarrow.fs as pafs
 from hisem import storage
 from hisem.captions.lock import Lock
 from hisem.captions.parquet import open_file, readable, require_valid
-from hisem.captions.table import DAMAGED, FILES_AT_ONCE, newest, published_files, repeatedly, rewrite
+from hisem.captions.table import DAMAGED, PUBLISHED, newest, published_files, repeatedly, rewrite
+from hisem.errors import StorageError
 
 log = logging.getLogger(__name__)
 
 Hashes = npt.NDArray[np.uint64]
+CHECKED = "_checked.json"
 KEY = ["tile_id", "model_digest"]
+BATCH_ROWS = 65_536
+"""Rows whose keys are read at once: their numbers take some 40 bytes for each character meanwhile."""
+FILES_AT_ONCE = 4
 BASE = np.uint64(0x9E3779B97F4A7C15)
 """Odd number whose powers weigh the bytes of a key."""
 
@@ -29,11 +36,35 @@ def repair(lock: Lock) -> int:
     """Leave one row of each key in the table, the one captioned last. Return how many rows were removed.
 
     One number of each row is held in memory, and the keys of the doubled rows; only files that hold those are
-    rewritten, one at a time.
+    rewritten, one at a time. A table whose files are those of `mark_checked` is not read.
     """
+    there = lock.read(CHECKED)
+    if there is not None and there.content == _listing(lock.folder):
+        return 0
     removed: list[int] = []
     repeatedly(partial(_repair, lock, removed))
+    mark_checked(lock)
     return sum(removed)
+
+
+def mark_checked(lock: Lock) -> None:
+    """Remember the files of the table, which has no key twice: as large as it may be, a run then need not read it."""
+    if published_files(lock.folder):
+        lock.update(CHECKED, _listing(lock.folder))
+
+
+def _listing(output: str) -> bytes:
+    """Return what tells the table's files from others: names, sizes and times."""
+    fs, root = storage.filesystem(storage.join(output, PUBLISHED))
+    whole = hashlib.sha256()
+    try:
+        infos = fs.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+    except OSError as error:
+        raise StorageError(f"{root}: cannot be listed ({error}).") from error
+    for info in sorted(infos, key=lambda info: info.path):
+        if info.is_file:
+            whole.update(f"{info.path[len(root) :]} {info.size} {info.mtime_ns}\n".encode())
+    return json.dumps({"files": whole.hexdigest()}).encode()
 
 
 def _repair(lock: Lock, removed: list[int]) -> None:
@@ -89,8 +120,14 @@ def _keys(fs: pafs.FileSystem, path: str, more: list[str]) -> pa.Table:
 
 def _hashes(fs: pafs.FileSystem, path: str) -> Hashes:
     """Return a number for the key of each row of a file."""
-    rows = _keys(fs, path, [])
-    return _hashed(rows.column(0)) * BASE + _hashed(rows.column(1))
+    parts = [np.zeros(0, np.uint64)]
+    with readable(path, DAMAGED):
+        for batch in open_file(path, fs).iter_batches(BATCH_ROWS, columns=KEY):
+            tiles, digests = require_valid(pa.table(batch)).columns
+            digests = digests.combine_chunks().dictionary_encode()
+            few = _hashed(pa.chunked_array([digests.dictionary]))  # as a file has few models
+            parts.append(_hashed(tiles) * BASE + few[digests.indices.to_numpy()])
+    return np.concatenate(parts)
 
 
 def _hashed(column: pa.ChunkedArray) -> Hashes:

@@ -18,6 +18,7 @@ from hisem.captions import drift, staging
 from hisem.captions import table as captions
 from hisem.captions.lock import Lock
 from hisem.captions.night import NIGHTS, Night, find_night, moment, read_nights, summarise, write_night
+from hisem.captions.repair import mark_checked
 from hisem.captions.staging import Job
 from hisem.distributed.work import Work
 from hisem.errors import TrackingError
@@ -115,6 +116,7 @@ def conclude_interrupted(output: str, job: Job, lock: Lock, page: bool, store: s
         with telling_only():
             ended = "FINISHED" if outcome.night.status == "finished" else "KILLED"
             tracking.end_if_open(store, job.tracking_run, ended)
+    mark_checked(lock)
     staging.end(output, job, lock)
     return outcome
 

@@ -21,7 +21,7 @@ from hisem.captions.failures import FailureLog
 from hisem.captions.lock import LOCKS, Lock, exclusive
 from hisem.captions.night import NIGHTS
 from hisem.captions.options import GREEDY, Captioning
-from hisem.captions.repair import repair
+from hisem.captions.repair import mark_checked, repair
 from hisem.captions.settings import require_settings
 from hisem.captions.staging import Job
 from hisem.distributed import session
@@ -144,6 +144,7 @@ def _caption(catalogue: pa.Table, options: CaptionOptions, lock: Lock) -> Outcom
             with telling_only():
                 report(run, outcome)
         lock.require()  # before the MLflow run is closed, which another run may have open
+    mark_checked(lock)
     staging.end(options.output, job, lock)
     return outcome
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import obstore
 import pytest
 
 from hisem import conditional, storage
@@ -160,7 +161,8 @@ def test_a_damaged_lock_is_not_trusted_to_be_dead_nor_waited_for_without_limit(t
 def test_locks_of_earlier_versions(output: str) -> None:
     """They are files of their own; one of a process that has exited is removed, one of another machine if silent."""
     old = Entry("here", holder._machine(), 2**22 + 1, "1", "2026-01-01T00:00:00+00:00", "night")
-    for number, entry in enumerate([old, elsewhere(), b"{"]):
+    files: list[Entry | bytes] = [old, elsewhere(), b"{"]
+    for number, entry in enumerate(files):
         content = entry if isinstance(entry, bytes) else json.dumps({**asdict(entry), "holds": number > 0}).encode()
         put(output, content, f"_locks/2026-{number}.json")
     with exclusive(output, "other"):
@@ -284,10 +286,8 @@ def test_heartbeats_change_the_file(output: str) -> None:
 def test_a_store_that_ignores_conditions_is_named(
     bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from hisem import object_files
-
-    real = object_files.obstore.put
-    monkeypatch.setattr(object_files.obstore, "put", lambda *args, **more: real(*args, **{**more, "mode": "overwrite"}))
+    real = obstore.put
+    monkeypatch.setattr(obstore, "put", lambda *args, **more: real(*args, **{**more, "mode": "overwrite"}))
     with exclusive(bucket, "night") as held:
         assert "no conditional writes" in caplog.text
         held.write("a", b"", None)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from hisem import storage
+from hisem.captions import repair as repair_module
 from hisem.captions import table as captions
 from hisem.captions.geoparquet import arranged, encoded
 from hisem.captions.lock import exclusive
@@ -115,3 +116,22 @@ def test_a_damaged_file_is_named_and_nothing_is_changed(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=str(path)):
         repaired(str(tmp_path))
     assert files(str(tmp_path)) == before
+
+
+def test_a_table_that_was_checked_is_read_again_only_where_its_files_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, reads = str(tmp_path), list[str]()
+    real = repair_module._hashes
+    monkeypatch.setattr(repair_module, "_hashes", lambda fs, path: reads.append(path) or real(fs, path))  # type: ignore[func-returns-value]
+    put(output, "a.parquet", row("p/0"))
+    assert repaired(output) == 0
+    assert len(reads) == 1
+    assert repaired(output) == 0
+    assert len(reads) == 1
+    put(output, "b.parquet", row("p/0"))
+    assert repaired(output) == 1
+    assert repaired(output) == 0
+    assert len(reads) == 3
+    Path(output, "_checked.json").write_bytes(b"damaged")
+    assert repaired(output) == 0

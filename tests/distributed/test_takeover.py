@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from hisem import conditional, object_files, storage
-from hisem.captions import lock, staging
+from hisem.captions import holder, lock
 from hisem.captions import table as captions
 from hisem.captions.lock import exclusive
 from hisem.captions.options import Captioning
@@ -114,10 +114,11 @@ class Suspended:
         ):
             monkeypatch.setattr(owner, deed, self._hooked(getattr(owner, deed), 1))
         monkeypatch.setattr(storage, "delete", self._hooked(storage.delete, 0))
-        monkeypatch.setattr(staging, "write_durably", self._hooked(staging.write_durably, 0))
-        real = lock.myself
+        monkeypatch.setattr("hisem.captions.staging.write_durably", self._hooked(conditional.write_durably, 0))
+        real = holder.myself
         monkeypatch.setattr(
-            lock, "myself", lambda what: replace(real(what), machine="elsewhere" if self._mine() else "here")
+            "hisem.captions.lock.myself",
+            lambda what: replace(real(what), machine="elsewhere" if self._mine() else "here"),
         )
 
     def start(self) -> bool:
