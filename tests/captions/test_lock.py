@@ -316,3 +316,24 @@ def test_keys_are_those_of_arrow(bucket: str) -> None:
         with exclusive(storage.join(bucket, "o ü%20"), "night") as held:
             held.write(name, name.encode(), None)
         assert storage.read_bytes(storage.join(bucket, "o ü%20", name)) == name.encode()
+
+
+def test_credentials_come_from_where_arrow_finds_them(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+        monkeypatch.delenv(name)
+    profile = tmp_path / "credentials"
+    profile.write_text("[mine]\naws_access_key_id = wrong\naws_secret_access_key = x\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    with pytest.raises(StorageError, match="Access is refused"):  # of a key that the server refuses
+        lock.Lock(bucket, holder.myself("night")).acquire()
+    profile.write_text(profile.read_text().replace("wrong", "testing"))
+    with exclusive(bucket, "night") as held:
+        held.write("a", b"1", None)
+    assert storage.read_bytes(f"{bucket}/a") == b"1"
+    monkeypatch.delenv("AWS_PROFILE")
+    monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+    with exclusive(bucket, "night"):
+        pass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -90,3 +92,18 @@ def test_what_cannot_be_understood_is_named(tmp_path: Path) -> None:
         staging.open_job(output)
     with pytest.raises(SchemaError, match=r"captions: missing .*model_digest"):
         staging.Stage(output, job("p"))(rows(row("p/0")).drop_columns(["model_digest"]))
+
+
+def test_a_job_of_an_earlier_version_is_continued(tmp_path: Path) -> None:
+    output, mine = str(tmp_path), job("p", "q")
+    staging.Stage(output, mine)(rows(row("p/0")))
+    then = {name: value for name, value in asdict(mine).items() if name != "reopened"}
+    storage.write_bytes(storage.join(output, staging.STAGING, staging.JOB), json.dumps(then).encode())
+    there = staging.open_job(output)
+    assert there == mine
+    published = rows(row("p/0"), row("p/9"))
+    captions.publish(published, output)
+    for path in Path(output, "captions").rglob("*.parquet"):
+        path.rename(path.with_name(f"part-{16 * 'a'}.parquet"))
+    captions.publish(rows(row("p/0"), row("p/1")), output, there.run)
+    assert sorted(captions.read_captions(output).column("tile_id").to_pylist()) == ["p/0", "p/1", "p/9"]

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from hisem.captions import holder, lock
 from hisem.captions import table as captions
 from hisem.captions.lock import exclusive
 from hisem.captions.options import Captioning
-from hisem.captions.settings import require_settings
+from hisem.captions.settings import refuse_other_settings, require_settings
 from hisem.distributed import nightly, work
 from hisem.distributed.captioner import CaptionOptions
-from hisem.errors import BusyError, TakenOverError
+from hisem.errors import BusyError, StorageError, TakenOverError
 from hisem.schemas import CATALOGUE, FAILED, INDEX, OK, STAGED
 from tests.captions.test_table import OLD, row, rows
 
@@ -71,15 +72,21 @@ class Silent:
     def rate(self, *_: Any) -> None: ...
 
 
-def caption(output: str, name: str, pairs: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def caption(
+    output: str,
+    name: str,
+    pairs: dict[str, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any] | None = None,
+) -> None:
     """Caption the pairs again as `caption_archive` does, with the caption `name`."""
     options = CaptionOptions(output, Path("bundle"), "hisem", "1", 64, captioning=Captioning(recaption=True))
     with monkeypatch.context() as patch, exclusive(output, name) as held:
         patch.setattr(work, "index_archive", index_of(pairs))
         patch.setattr(nightly, "captioned", captioned_by(name))
         captions.require_table(output)
+        require_settings(output, settings or {}, held)
         nightly._prepare(held)
-        require_settings(output, {}, held)
         nightly._caption(catalogue(pairs), options, held)
 
 
@@ -251,3 +258,33 @@ def test_a_run_suspended_before_any_write_writes_nothing_after_it_was_taken_over
     assert old.error is None
     for kind in ("captions/", "_nights/", "pages/", "job.json", "_staging/", "writer.json"):
         assert any(kind in name for name in names), (kind, names)
+
+
+@pytest.mark.parametrize("place", ["folder", pytest.param("bucket", marks=pytest.mark.slow)])
+def test_the_settings_of_a_new_table_are_those_of_the_run_that_took_it_over(
+    place: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = str(tmp_path) if place == "folder" else request.getfixturevalue("bucket")
+    names: list[str] = []
+    for moment in range(20):
+        output = storage.join(root, f"out-{moment}")
+        with monkeypatch.context() as patch:
+            act = partial(caption, output, "old", PAIRS, monkeypatch, {"nodata": 0.0})
+            old = Suspended(moment, act, patch)
+            assert old.start()
+            names.append(str(old.name))
+            refused = False
+            try:
+                caption(output, "new", OTHERS, monkeypatch)
+            except StorageError:  # the old run had put rows aside: it has decided
+                refused = True
+            old.resume()
+        if refused:
+            break
+        if isinstance(old.error, TakenOverError):
+            refuse_other_settings(output, {})
+        elif old.error is not None:  # it came to the table after the other one, or published first
+            assert isinstance(old.error, StorageError)
+        assert {"p/0": "new", "q/0": "new", "gone/0": "new"}.items() <= contents(output).items()
+    assert refused
+    assert any("_settings.json" in name for name in names)

@@ -28,6 +28,6 @@ def test_suspended_for_a_minute_and_resumed_it_writes_nothing_over_its_successor
     kills = Kills(catalogue, bundle, tmp_path)
     lines: list[str] = []
     truth = undisturbed(kills, str(tmp_path / "out"), lines.append)
-    kill_often(kills, str(tmp_path / "out"), 2, 0, ["suspended publishing"], truth, lines.append)
-    kill_often(kills, storage.join(bucket, "out"), 2, 1, ["suspended publishing"], truth, lines.append)
+    kill_often(kills, str(tmp_path / "out"), 1, 0, ["suspended publishing"], truth, lines.append)
+    kill_often(kills, storage.join(bucket, "out"), 1, 1, ["suspended publishing"], truth, lines.append)
     assert any("taken over" in kind for kind in kills.counts), lines
