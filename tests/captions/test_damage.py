@@ -26,10 +26,10 @@ def looked_at(output: str) -> None:
     """All that a run reads of an output before it captions, and when it publishes."""
     with exclusive(output, "test") as lock:
         captions.require_table(output)
-        repair(lock)
         refuse_other_settings(output, {})
-        captions.known_rows(output, OLD)
         there = staging.open_job(output)
+        repair(lock)
+        captions.known_rows(output, OLD)
         if there:
             staging.staged_rows(output, there)
             list(staging.staged_parts(output, there))

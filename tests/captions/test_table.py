@@ -60,10 +60,10 @@ def known(output: str, digest: str, *pairs: str) -> set[str]:
 
 
 def files(output: str) -> dict[str, bytes]:
-    """Every file below the output, but for those of the lock, and its content."""
+    """Every file below the output, except those of the lock and the note of the last check, and its content."""
     root = Path(output)
     found = {str(path.relative_to(root)): path for path in sorted(root.rglob("*")) if path.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if not name.startswith("_locks/")}
+    return {name: path.read_bytes() for name, path in found.items() if not name.startswith(("_locks/", "_checked"))}
 
 
 @pytest.fixture(params=["path", "file"])
