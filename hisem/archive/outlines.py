@@ -26,8 +26,10 @@ MAX_DEPTH = 7
 """Times that a window is cut in four: cells are then less than a hundredth of it high and wide."""
 FIRST_LOOK = 3
 """Times that it is cut before a cell without a point on Earth is dropped."""
-MAX_CELLS = 200_000
+MAX_CELLS = 20_000
 """Cells at once, beyond which no more are cut."""
+CUT_AT_ONCE = 64
+"""Windows that are cut into cells together."""
 MAX_STEP = 60.0
 """Degrees of longitude between neighbors on an outline, beyond which it is cut."""
 MAX_ERROR = 0.003
@@ -77,7 +79,10 @@ def _outlines(crs: CRS, boxes: Floats, strict: bool) -> Geometries:
     once[0] = True
     found[fine] = on_earth(shapely.polygons(rings[fine][:, once]))
     if not fine.all():
-        found[~fine] = _cut(crs, boxes[~fine], poles, strict)
+        coarse = np.flatnonzero(~fine)
+        for first in range(0, len(coarse), CUT_AT_ONCE):
+            some = coarse[first : first + CUT_AT_ONCE]
+            found[some] = _cut(crs, boxes[some], poles, strict)
     return found
 
 

@@ -45,7 +45,9 @@ def reaches(raster: DatasetReader, grid: Grid) -> list[tuple[float, Window]]:
         extent = covering(bounds_in(raster, grid.crs), grid).intersection(grid.extent)
         return [(0.0, extent)] if extent else []
     turn = turn_of(raster.crs)
-    found = [(move, _reached(raster, own, move, grid)) for move in ([0.0, -turn, turn] if turn else [0.0])]
+    # The x that a pixel of the grid has in the raster's CRS lies within these turns in any case.
+    moves = turns_between(own[0], own[2], -2 * turn, 2 * turn, turn) if turn else [0.0]
+    found = [(move, _reached(raster, own, move, grid)) for move in moves]
     return [(move, extent) for move, extent in found if extent]
 
 

@@ -11,7 +11,10 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.warp import transform
 
+from hisem.archive.globe import WGS84, turn_of, unwrapped
 from hisem.archive.grid import Grid, Window, windows
+from hisem.archive.outlines import outlines
+from hisem.errors import RasterError
 
 SQUARED_ECCENTRICITY = 6.694379990141e-3
 RADIUS = 6_378_137.0
@@ -34,7 +37,7 @@ PLACES = [
 
 
 def area_of(footprint: shapely.Geometry) -> float:
-    """Square meters on the ellipsoid; edges are straight in degrees, which leaves an exact integral over latitude."""
+    """Square meters on the ellipsoid, of an outline whose edges are straight in degrees."""
     e = math.sqrt(SQUARED_ECCENTRICITY)
 
     def height(points: np.ndarray) -> np.ndarray:
@@ -111,7 +114,7 @@ def require_sound(grid: Grid, tiles: list[Window], least: float = 0.99) -> None:
         assert footprint.is_valid, shapely.is_valid_reason(footprint)
         assert footprint.geom_type in ("Polygon", "MultiPolygon")
         west, south, east, north = footprint.bounds
-        assert (west, south) >= (-180, -90)
+        assert west >= -180
         assert south >= -90
         assert east <= 180
         assert north <= 90
@@ -125,17 +128,129 @@ def require_sound(grid: Grid, tiles: list[Window], least: float = 0.99) -> None:
         assert area_of(footprint) == pytest.approx(wanted, rel=1 - least), (tile, footprint.wkt[:300])
 
 
-@pytest.mark.parametrize("size", [0.5, 2_560.0, 100_000.0, 2_000_000.0])
-@pytest.mark.parametrize("place", PLACES, ids=lambda place: f"{place[0]:g},{place[1]:g}")
-def test_footprints_are_the_ground_of_their_tiles_everywhere(place: tuple[float, float], size: float) -> None:
-    longitude, latitude = place
-    rng = np.random.default_rng(abs(hash((place, size))) % 2**32)
+def require_sound_around(longitude: float, latitude: float, size: float, seed: int = 0) -> None:
+    """Fail unless footprints are sound in every CRS, of squares and of flat tiles, centered there and near there."""
+    rng = np.random.default_rng(seed)
     for name in systems(longitude, latitude):
         if size > 1e6 and (name.startswith("EPSG:32") or "sinu" in name):
             continue  # such maps do not reach so far, or their edge lies within
+        if abs(latitude) > 89 and (size < 1000 or "4807" in name) and "stere" not in name and "EPSG:3" not in name:
+            continue  # a strip of degrees at the pole, of which centimeters are wide, or whose pole is elsewhere
         for shape in ((64, 64), (16, 240)):
             shift = rng.uniform(-0.3, 0.3, 2) * size / 111_000
-            there = longitude + shift[0], max(min(latitude + shift[1], 90), -90)
-            for center in (place, there):
-                grid = grid_around(name, *center, size, shape)
-                require_sound(grid, [grid.extent, *windows(*shape, 32)[:: 3 if size > 1e5 else 1]])
+            near = longitude + shift[0], max(min(latitude + shift[1], 90), -90)
+            grid = grid_around(name, *(near if shape[0] < shape[1] else (longitude, latitude)), size, shape)
+            tiles = windows(*shape, 32)
+            require_sound(grid, [grid.extent, tiles[0], tiles[len(tiles) // 2]])
+
+
+@pytest.mark.parametrize(
+    ("place", "size"),
+    [((11.5, 48.0), 2_560), ((180.0, -17.0), 20_000), ((-179.999, 65.0), 0.5), ((-45.0, 90.0), 2e6)],
+)
+def test_footprints_are_the_ground_of_their_tiles(place: tuple[float, float], size: float) -> None:
+    require_sound_around(*place, size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [0.5, 2_560.0, 100_000.0, 2_000_000.0])
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: f"{place[0]:g},{place[1]:g}")
+def test_footprints_are_the_ground_of_their_tiles_everywhere(place: tuple[float, float], size: float) -> None:
+    require_sound_around(*place, size, seed=1)
+
+
+@pytest.mark.parametrize("longitude", [190.0, 179.75, 359.5, -190.0, 540.0])
+def test_longitudes_beyond_180_are_those_of_the_other_side(longitude: float) -> None:
+    grid = Grid(64, 64, Affine(1 / 64, 0, longitude, 0, -1 / 64, 10), WGS84)
+    found = shapely.from_wkb(grid.footprints([grid.extent]))[0]
+    usual = (longitude + 180) % 360 - 180
+    east = shapely.box(usual, 9, min(usual + 1, 180), 10)
+    beyond = shapely.box(-180, 9, usual + 1 - 360, 10) if usual + 1 > 180 else shapely.Polygon()
+    assert found.symmetric_difference(shapely.union(east, beyond)).area < 1e-9
+
+
+def test_a_map_of_the_whole_earth_is_the_whole_earth() -> None:
+    half_pixel_over = Grid(181, 361, Affine(1, 0, -0.5, 0, -1, 90.5), WGS84)
+    found = shapely.from_wkb(half_pixel_over.footprints([half_pixel_over.extent]))[0]
+    assert found.equals(shapely.box(-180, -90, 180, 90))
+    edge = 20037508.342789244
+    mercator = Grid(100, 100, Affine(edge / 50, 0, -edge, 0, -edge / 50, edge), CRS.from_epsg(3857))
+    found = shapely.from_wkb(mercator.footprints([mercator.extent]))[0]
+    assert found.bounds == pytest.approx((-180, -85.0511287798, 180, 85.0511287798))
+    assert found.area == pytest.approx(360 * 2 * 85.0511287798)
+
+
+def test_tiles_off_the_earth_have_no_footprint() -> None:
+    """A satellite sees a disc: the corners of its square picture show space."""
+    crs = CRS.from_proj4("+proj=geos +h=35785831 +lon_0=-75 +sweep=x")
+    grid = Grid(512, 512, Affine(22_000, 0, -256 * 22_000, 0, -22_000, 256 * 22_000), crs)
+    tiles = windows(512, 512, 64)
+    found = shapely.from_wkb(grid.footprints(tiles))
+    assert [found[number] for number in (0, 7, 56, 63)] == [None] * 4
+    seen = shapely.union_all([one for one in found if one is not None])
+    assert seen.is_valid
+    # The edge of the disc is where lines of sight touch the ellipsoid: nearly 81.3 degrees from its middle.
+    west, south, east, north = seen.bounds
+    assert (west, east) == (pytest.approx(-75 - 81.3, abs=1.5), pytest.approx(-75 + 81.3, abs=1.5))
+    assert (south, north) == (pytest.approx(-81.1, abs=1.5), pytest.approx(81.1, abs=1.5))
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        Grid(64, 64, Affine(10, 0, 500_000, 0, -10, 5_000_000), WGS84),  # metres that are called degrees
+        Grid(64, 64, Affine(1e7, 0, 0, 0, -1e7, 0), CRS.from_proj4("+proj=geos +h=35785831 +lon_0=0")),
+    ],
+)
+def test_what_lies_nowhere_on_earth_is_refused(grid: Grid) -> None:
+    with pytest.raises(RasterError, match="lies on Earth"):
+        grid.footprints([Window(40, 40, 24, 24)])
+
+
+@pytest.mark.parametrize(
+    ("name", "turn"),
+    [
+        ("EPSG:4326", 360.0),
+        ("EPSG:4807", 400.0),
+        ("EPSG:3857", 2 * math.pi * RADIUS),
+        ("EPSG:3395", 2 * math.pi * RADIUS),
+        ("+proj=merc +lon_0=150", 2 * math.pi * RADIUS),
+        ("EPSG:4087", 2 * math.pi * RADIUS),
+        ("EPSG:32601", None),
+        ("EPSG:3413", None),
+        ("EPSG:3035", None),
+        ("+proj=sinu +lon_0=20", None),
+        ("+proj=moll", None),
+        ("+proj=tmerc +lon_0=9", None),
+    ],
+)
+def test_x_repeats_around_the_earth_in_geographic_and_cylindrical_systems(name: str, turn: float | None) -> None:
+    crs = CRS.from_string(name) if name.startswith("EPSG") else CRS.from_proj4(name)
+    assert turn_of(crs) == (None if turn is None else pytest.approx(turn))
+
+
+def test_lines_are_followed_without_jumps() -> None:
+    given = np.array([[170.0, 179, -178, -170, 175, 170], [10, 20, 30, 20, 10, 10], [-170, 170, 60, -60, -170, -170]])
+    wanted = [[170, 179, 182, 190, 175, 170], [10, 20, 30, 20, 10, 10], [-170, -190, -300, -420, -530, -530]]
+    assert unwrapped(given).tolist() == wanted
+
+
+def test_windows_however_flat_have_few_points() -> None:
+    crs = CRS.from_epsg(32633)
+    found = outlines(crs, np.array([[500_000, 5e6, 500_001, 5.1e6]]))
+    assert shapely.get_num_coordinates(found).max() < 1000
+    assert area_of(found[0]) == pytest.approx(1e5, rel=0.01)
+
+
+def test_what_is_computed_for_a_million_tiles_is_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(*args: object) -> object:
+        calls.append(len(args[2]))  # type: ignore[arg-type]
+        return transform(*args)
+
+    monkeypatch.setattr("hisem.archive.globe.transform", counted)
+    grid = Grid(10_980, 10_980, Affine(10, 0, 499_980, 0, -10, 5e6), CRS.from_epsg(32633))
+    assert len(grid.footprints(windows(10_980, 10_980, 256))) == 1849
+    assert len(calls) < 40
+    assert max(calls) == 1849 * 20
