@@ -18,7 +18,7 @@ from hisem.archive.gdal import gdal_env, raster_errors
 from hisem.archive.globe import turn_of, turns_between
 from hisem.archive.grid import Grid, Window, is_identity
 from hisem.archive.raster import MAX_DRIFT, bounds_in
-from hisem.archive.reach import Box, covering, reaches
+from hisem.archive.reach import Box, Reach, covering, reaches
 from hisem.errors import RasterError
 
 RGB = (1, 2, 3)
@@ -97,8 +97,8 @@ def place(
         found = [_beside(raster, view, resampling, is_mask) for view in _views(bounds_in(raster, grid.crs), grid)]
         return [one for one in found if one]
     return [
-        PlacedRaster(raster.name, _warped(raster, grid, resampling, is_mask, turn), grid.extent, extent)
-        for turn, extent in reaches(raster, grid)
+        PlacedRaster(raster.name, _warped(raster, grid, resampling, is_mask, reach), grid.extent, reach.extent)
+        for reach in reaches(raster, grid)
     ]
 
 
@@ -147,15 +147,20 @@ def _whole_offset(raster: DatasetReader, grid: Grid) -> tuple[int, int] | None:
     return (round(row), round(col)) if raster.crs == grid.crs and shift + drift <= MAX_DRIFT else None
 
 
-def _warped(raster: DatasetReader, grid: Grid, resampling: Resampling, is_mask: bool, turn: float = 0.0) -> WarpedVRT:
-    """`raster` on the whole of `grid`, resampled window by window as it is read; `turn` is added to its own x.
+def _warped(
+    raster: DatasetReader, grid: Grid, resampling: Resampling, is_mask: bool, reach: Reach | None = None
+) -> WarpedVRT:
+    """`raster` on the whole of `grid`, resampled window by window as it is read.
 
     Validity travels in an alpha band: a nodata value would have to keep clear of true pixel values.
     """
     # A mask is read for its values alone; whatever it declares as nodata counts as they do.
     options: dict[str, Any] = {"src_nodata": None} if is_mask else {}
-    if turn:
-        options["src_transform"] = Affine.translation(turn, 0.0) @ raster.transform
+    if reach and reach.move:
+        options["src_transform"] = Affine.translation(reach.move, 0.0) @ raster.transform
+    if reach and reach.scale:
+        # A pole lies inside of a window's edges, by which alone GDAL would look for its source.
+        options |= {"XSCALE": str(reach.scale[0]), "YSCALE": str(reach.scale[1]), "SAMPLE_GRID": "YES"}
     problem = f"cannot be warped from {raster.crs} to {grid.crs}"
     with raster_errors(raster.name, problem, lambda _: "Check its CRS and transform"), gdal_env(raster.name):
         return WarpedVRT(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +34,20 @@ MARGIN = 0.5
 Floats = npt.NDArray[np.float64]
 
 
-def reaches(raster: DatasetReader, grid: Grid) -> list[tuple[float, Window]]:
-    """Return the window of `grid` that `raster`, of another CRS, may cover, with what is to be added to its own x.
+@dataclass(frozen=True)
+class Reach:
+    """Where a raster reaches a grid."""
+
+    extent: Window
+    """The part of the grid that it may cover."""
+    move: float = 0.0
+    """To be added to the x of its pixels, in units of its CRS."""
+    scale: tuple[float, float] | None = None
+    """Pixels of the grid to one of the raster, along the raster's x and y; None where GDAL finds it by itself."""
+
+
+def reaches(raster: DatasetReader, grid: Grid) -> list[Reach]:
+    """Return where `raster`, of another CRS, may cover `grid`.
 
     There are several where the x of its CRS repeats around the Earth and the grid meets it in more than one turn.
     """
@@ -43,12 +56,12 @@ def reaches(raster: DatasetReader, grid: Grid) -> list[tuple[float, Window]]:
     there = grid.bounds_of(grid.extent)
     if _is_plain(raster.crs, own) and _is_plain(grid.crs, there):
         extent = covering(bounds_in(raster, grid.crs), grid).intersection(grid.extent)
-        return [(0.0, extent)] if extent else []
+        return [Reach(extent)] if extent else []
     turn = turn_of(raster.crs)
     # The x that a pixel of the grid has in the raster's CRS lies within these turns in any case.
     moves = turns_between(own[0], own[2], -2 * turn, 2 * turn, turn) if turn else [0.0]
-    found = [(move, _reached(raster, own, move, grid)) for move in moves]
-    return [(move, extent) for move, extent in found if extent]
+    found = [_reached(raster, own, move, grid) for move in moves]
+    return [one for one in found if one]
 
 
 def covering(box: Box, grid: Grid) -> Window:
@@ -72,7 +85,7 @@ def _is_plain(crs: CRS, box: Box) -> bool:
     return bool(shapely.box(*PLAIN).contains(outline)) and max(east - west, north - south) <= PLAIN_EXTENT
 
 
-def _reached(raster: DatasetReader, box: Box, move: float, grid: Grid) -> Window | None:
+def _reached(raster: DatasetReader, box: Box, move: float, grid: Grid) -> Reach | None:
     """The window of `grid` around all cells in which pixels of `raster`, moved by `move` along x, may lie."""
     rows, cols = np.linspace(0, grid.height, CELLS + 1), np.linspace(0, grid.width, CELLS + 1)
     corners = _mapped(grid.transform, *np.meshgrid(cols, rows))
@@ -93,7 +106,23 @@ def _reached(raster: DatasetReader, box: Box, move: float, grid: Grid) -> Window
     touched_rows, touched_cols = np.flatnonzero(met.any(axis=1)), np.flatnonzero(met.any(axis=0))
     top, bottom = math.floor(rows[touched_rows[0]]), math.ceil(rows[touched_rows[-1] + 1])
     left, right = math.floor(cols[touched_cols[0]]), math.ceil(cols[touched_cols[-1] + 1])
-    return Window(top, left, bottom - top, right - left).intersection(grid.extent)
+    extent = Window(top, left, bottom - top, right - left).intersection(grid.extent)
+    return Reach(extent, move, _scale(pixels, grid)) if extent else None
+
+
+def _scale(pixels: Floats, grid: Grid) -> tuple[float, float] | None:
+    """Pixels of `grid` to one of the raster, in the middle of what its `pixels` at corners of cells show.
+
+    GDAL takes it from the extents of both, which are those of the whole Earth where a window crosses its end.
+    """
+    down = (pixels[1:, :-1] - pixels[:-1, :-1]) / (grid.height / CELLS)
+    across = (pixels[:-1, 1:] - pixels[:-1, :-1]) / (grid.width / CELLS)
+    steps = np.hypot(down, across).reshape(-1, 2)
+    steps = steps[np.isfinite(steps).all(axis=1)]
+    if not len(steps) or not (steps > 0).all():
+        return None
+    x, y = np.median(steps, axis=0)
+    return 1 / float(x), 1 / float(y)
 
 
 def _holding(raster: DatasetReader, box: Box, move: float, grid: Grid) -> npt.NDArray[np.bool_]:
