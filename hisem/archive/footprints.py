@@ -20,8 +20,10 @@ Geometries = npt.NDArray[np.object_]
 
 MAX_GIVEN = 10_000
 """Points of a footprint; one with more is refused."""
-MAX_POINTS = 1_000
+MAX_POINTS = 256
 """Points of a footprint as it is compared with others; one with more is simplified."""
+MIN_RING = 4
+"""Points of a triangle, whose last is its first."""
 STRAIGHT = 0.002
 """Share of its extent by which a footprint that is simplified may be off."""
 MAX_CROSSINGS = 100
@@ -89,12 +91,22 @@ def _simple(polygons: Geometries) -> Geometries:
     if given > MAX_GIVEN:
         raise ValueError(f"{given} points, more than {MAX_GIVEN}; simplify it")
     west, south, east, north = shapely.total_bounds(polygons)
-    plain = shapely.simplify(polygons, STRAIGHT * max(east - west, north - south), preserve_topology=False)
-    plain = plain[~shapely.is_empty(plain)]
-    parts = shapely.get_parts(plain)
+    tolerance = STRAIGHT * max(east - west, north - south)
+    found = [plain for polygon in polygons if (plain := _plain(polygon, tolerance)) is not None]
+    parts = np.array(found, dtype=object)
     if (left := int(shapely.get_num_coordinates(parts).sum())) > MAX_POINTS:
         raise ValueError(f"{given} points, and {left} of them once simplified, more than {MAX_POINTS}; simplify it")
     return parts
+
+
+def _plain(polygon: shapely.Polygon, tolerance: float) -> shapely.Polygon | None:
+    """A polygon without the points within `tolerance` of its other edges; None where it is smaller than that."""
+    # Line by line: of a polygon the result would be repaired, which takes hours where it crosses itself.
+    lines = [shapely.LineString(shapely.get_coordinates(ring)) for ring in shapely.get_rings(polygon)]
+    plain = [shapely.get_coordinates(line) for line in shapely.simplify(lines, tolerance, preserve_topology=False)]
+    if len(plain[0]) < MIN_RING:
+        return None
+    return shapely.Polygon(plain[0], [ring for ring in plain[1:] if len(ring) >= MIN_RING])
 
 
 def _require_few_crossings(polygons: Sequence[shapely.Geometry]) -> None:

@@ -119,6 +119,12 @@ class PairReader:
                 Scene(rasters, hidden, self._place(rasters, stack), self._place(hidden, stack, is_mask=True))
                 for rasters, hidden in zip((before, after), masks, strict=True)
             ]
+            lost = {raster.name for raster in before} - {raster.name for raster in self._scenes[0].placed}
+            if lost:
+                raise RasterError(
+                    f"{min(lost)}: none of its pixels lies on the grid of the before scene, though it is a part of it; "
+                    "it is smaller than half a pixel there, or its georeference is wrong."
+                )
             if not self._scenes[1].placed:
                 raise RasterError(
                     f"{after[0].name}: the after scene does not overlap the before scene {before[0].name} "
