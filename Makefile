@@ -7,6 +7,24 @@ STAMP := $(VENV)/.installed
 PROCESSES ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup
 
+# What pip prints, as a line that counts on a terminal, and as a line for every 25 packages elsewhere.
+define PROGRESS
+import sys
+count, terminal = 0, sys.stdout.isatty()
+for line in sys.stdin:
+    word, _, rest = line.partition(" ")
+    count += word == "Collecting"
+    if word == "Collecting" and (terminal or count % 25 == 0):
+        print(f"\r\x1b[Kfound {count}: {rest.split()[0]}" if terminal else f"found {count}", end="" if terminal else "\n", flush=True)
+    elif line.startswith("Installing collected"):
+        print(("\n" if terminal else "") + f"installing {line.count(',') + 1} packages", flush=True)
+endef
+export PROGRESS
+
+SHELL := bash
+# Setuptools warns in a box of folders beside the package, which an editable installation is all about.
+PIP := PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install -c constraints.txt
+
 .PHONY: help demo test test-slow check format lock clean
 .DEFAULT_GOAL := help
 
@@ -16,8 +34,9 @@ help:  ## list the targets
 $(STAMP): pyproject.toml constraints.txt
 	command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed: make PYTHON=python3 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@echo "installing into $(VENV): some minutes, and some GB"
+	$(PIP) --quiet --upgrade pip
+	@set -o pipefail; $(PIP) -e '.[dev]' | $(PYTHON) -c "$$PROGRESS"
 	touch $(STAMP)
 
 demo: $(STAMP)  ## the whole way on a synthetic archive: results under demo/
