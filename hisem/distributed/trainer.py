@@ -55,12 +55,12 @@ class TrainOptions:
     register: str | None = None
     """Registered model that the best bundle becomes a version of (default: hisem, of synthetic data hisem-demo); empty
     registers nothing."""
-    promote: bool = False
-    """Let the alias `champion` move where the champion was validated on other data."""
     execution: Execution = field(default_factory=Execution)
     """Processes, checkpoints and failures."""
     parent: str | None = None
     """MLflow run that this one is a child of."""
+    promote: bool = False
+    """Let the alias `champion` move where the champion was validated on other data."""
 
     def __post_init__(self) -> None:
         require_name(self.name)

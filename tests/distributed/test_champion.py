@@ -129,7 +129,7 @@ def test_the_alias_follows_the_best(registry, bundle, dumb, tmp_path):
     HiSem.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("rights", [PLAIN, SYNTHETIC, PROMOTE, Rights(True, True)], ids=str)
+@pytest.mark.parametrize("rights", [PLAIN, SYNTHETIC, PROMOTE], ids=["plain", "synthetic", "promote"])
 @pytest.mark.parametrize("better", [True, False])
 @pytest.mark.parametrize("champion", ["none", "same split", "other split", "by hand"])
 def test_who_may_move_the_alias(registry, dumb, splits, champion, better, rights):
@@ -141,7 +141,7 @@ def test_who_may_move_the_alias(registry, dumb, splits, champion, better, rights
             tags["fingerprint"] = ""
         tracking.tag_version(registry.store, first, tags, registry.name)
         registry.alias(first)
-    before = registry.champion
+    before = registry.champion if champion != "none" else None  # there is no registered model yet
     moved, reason = registry.train(dumb, 0.6 if better else 0.4, rights)
     if champion == "none":
         allowed, wins = rights.promote or not rights.synthetic, True

@@ -132,6 +132,7 @@ def test_models_of_synthetic_data_leave_the_champion_alone_unless_asked(trained,
     run = tracking.Run(options.tracking, summary.run_id)
     registration = Registration("hisem", True, False, lambda: None)
     split, known = read_splits(shards, ("val",))["val"], RunFile.read(options.folder)
+    assert known is not None
     refused = promote(known, options.tracking, "bleu_4", split, registration).registered
     assert refused.startswith("models:/hisem/1 is registered; the alias champion would move to version 1")
     assert tracking.champion(options.tracking) is None
@@ -143,10 +144,13 @@ def test_models_of_synthetic_data_leave_the_champion_alone_unless_asked(trained,
         f"({metric})."
     )
     assert promoted.finished_before
-    assert tracking.champion(options.tracking).version == "1"
+    assert (champion := tracking.champion(options.tracking)) is not None
+    assert champion.version == "1"
     client.delete_registered_model("hisem")
     train(tiny(), replace(named, register=None))  # as it was
-    assert RunFile.read(options.folder).registered.startswith("models:/hisem-demo/1 ")
+    known = RunFile.read(options.folder)
+    assert known is not None
+    assert known.registered.startswith("models:/hisem-demo/1 ")
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(trained, caplog):

@@ -98,6 +98,10 @@ def cut(share: float) -> Callable[[Path], None]:
     return lambda path: os.truncate(path, int(path.stat().st_size * share))
 
 
+def overwrite(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
 def replace_by_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
@@ -108,8 +112,8 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "empty": lambda path: os.truncate(path, 0),
     "cut after its header": lambda path: os.truncate(path, 100),
     "cut to half": cut(0.5),
-    "text": lambda path: path.write_text("no database " * 100) and None,
-    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)) and None,
+    "text": lambda path: overwrite(path, b"no database " * 100),
+    "zeros": lambda path: overwrite(path, bytes(path.stat().st_size)),
     "without versions": sql("DROP TABLE alembic_version"),
     "without a version": sql("DELETE FROM alembic_version"),
     "in the midst of migrations": sql(f"UPDATE alembic_version SET version_num = '{FIRST_REVISION}'"),
@@ -161,7 +165,7 @@ def test_tables_that_another_program_is_making_are_waited_for(
 ) -> None:
     path = tmp_path / "mlflow.db"
     path.touch()
-    monkeypatch.setattr(sqlite_store.time, "sleep", lambda seconds: shutil.copy(whole, path))
+    monkeypatch.setattr(time, "sleep", lambda seconds: shutil.copy(whole, path))
     start_run(tracking.sqlite_uri(str(tmp_path)), "second").end()
     assert names_of_runs(tmp_path) == ["kept", "second"]
 

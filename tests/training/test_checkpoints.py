@@ -164,7 +164,11 @@ def test_who_has_lost_the_run_lists_and_deletes_nothing(tmp_path: Path) -> None:
 @pytest.fixture
 def whole(tiny: Callable[..., HiSem], tmp_path: Path) -> Checkpoints:
     """A run with whole checkpoints at the ends of epochs 1 and 2."""
-    checkpoints = Checkpoints(str(tmp_path / "run"), 2, tell=lambda message: (tmp_path / "told").write_text(message))
+
+    def tell(message: str) -> None:
+        (tmp_path / "told").write_text(message)
+
+    checkpoints = Checkpoints(str(tmp_path / "run"), 2, tell=tell)
     model = tiny()
 
     def fill(folder: Path) -> None:
@@ -182,14 +186,18 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def zeros(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
 HARM: dict[str, Callable[[Path], None]] = {
     "missing": lambda path: path.unlink(),
     "empty": lambda path: os.truncate(path, 0),
     "cut": cut,
-    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)) and None,
+    "zeros": zeros,
 }
-FILES = ("bundle/model.safetensors", "bundle/config.json", "bundle/vocabulary.json", "optimizer.safetensors")
-FILES += ("optimizer.json", "progress.json", "validation.parquet")
+FILES = [f"bundle/{name}" for name in ("model.safetensors", "config.json", "vocabulary.json")]
+FILES += ["optimizer.safetensors", "optimizer.json", "progress.json", "validation.parquet"]
 
 
 @pytest.mark.parametrize("harm", HARM)
