@@ -6,9 +6,8 @@ import logging
 import signal
 import tempfile
 import threading
-import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -53,7 +52,7 @@ class Job:
     execution: Execution
     require: Require
     """Raises where this driver has lost the run."""
-    holder: str = field(default_factory=lambda: uuid.uuid4().hex)
+    holder: str
     """Id of this driver, as the run's file has it."""
 
 

@@ -75,7 +75,7 @@ class RunFile:
         data = {name: split.fingerprint() for name, split in splits.items()}
         new = cls(folder, to_dict(experiment), data, bundle.digest(init) if init else None, reference)
         known = cls.read(folder)
-        if known is None:
+        if known is None or known.run_id is None:  # nothing was started: settings are free
             return new
         known._require_same(new)
         return known
@@ -87,6 +87,10 @@ class RunFile:
         if not storage.exists(path):
             return None
         return read_state(cls, path, REMEDY, folder=folder)
+
+    def claimed(self, holder: str) -> RunFile:
+        """Return it with its new driver, written: earlier ones write nothing more."""
+        return self._written(holder=holder)
 
     def started(self, run_id: str, holder: str) -> RunFile:
         """Return it with its MLflow run and its new driver, written."""

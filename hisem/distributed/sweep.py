@@ -7,6 +7,7 @@ import math
 import os
 import re
 import time
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -23,15 +24,15 @@ from hisem.config import flatten, to_dict
 from hisem.distributed import budget, session
 from hisem.distributed.dataset import read_splits, shard_files
 from hisem.distributed.fit import worker_cpus
-from hisem.distributed.holding import Require, held
+from hisem.distributed.holding import held
 from hisem.distributed.metrics import SweepMetrics
 from hisem.distributed.run_file import require_name
 from hisem.distributed.shared_storage import require_shared
-from hisem.distributed.sweep_file import SweepFile
+from hisem.distributed.sweep_file import SweepFile, require_holder
 from hisem.distributed.sweep_results import Ended, close_children, collect, publish, read_trials
 from hisem.distributed.trial import CHOICE, EPOCH, TrialOrders, TrialRun, drawn, mark_over
 from hisem.distributed.tune_state import TUNE, Halving, TuneState
-from hisem.errors import ConfigError, StorageError, TrackingError
+from hisem.errors import ConfigError, StorageError, TrackingError, TrainingError
 from hisem.report.sweep import Trial
 from hisem.training.execution import Execution
 from hisem.training.search import Search
@@ -106,10 +107,10 @@ def sweep(options: SweepOptions) -> SweepSummary:
     }
     file, trials, finished_before = _opened(options, asked)
     if not finished_before:
-        with held(options.folder, f"sweep {options.name}") as require, logs.of_run(options.name):
+        with held(options.folder, f"sweep {options.name}"), logs.of_run(options.name):
             file, trials, finished_before = _opened(options, asked)  # another command may have finished it meanwhile
             if not finished_before:
-                file, trials = _tracked(options, _draws(options), file, shard_files(splits.values()), require)
+                file, trials = _tracked(options, _draws(options), file, shard_files(splits.values()))
     if finished_before:
         log.info("sweep %s is already done (choose another --name to sweep again)", options.name)
     return SweepSummary(options.folder, trials, file.run_id or "", time.perf_counter() - began, finished_before)
@@ -137,15 +138,13 @@ def _draws(options: SweepOptions) -> list[dict[str, Any]] | None:
 
 
 def _tracked(
-    options: SweepOptions, draws: list[dict[str, Any]] | None, file: SweepFile, files: set[str], require: Require
+    options: SweepOptions, draws: list[dict[str, Any]] | None, file: SweepFile, files: set[str]
 ) -> tuple[SweepFile, list[Trial]]:
-    """Search and publish within an MLflow run, whose children are the trials' runs; `files` are what they read.
-
-    `require` raises where this process has lost the sweep's folder.
-    """
+    """Search and publish within an MLflow run, whose children are the trials' runs; `files` are what they read."""
+    holder = uuid.uuid4().hex
     run = tracking.start_run(options.tracking, options.name, file.run_id)
     try:
-        file = file.started(run.run_id)
+        file = file.started(run.run_id, holder)
         run.params({name: getattr(options.search, name) for name in DECIDING})
         run.params({"data": options.data, "space": options.space.where, **flatten(to_dict(options.space.base))})
         run.provenance(provenance.versions(), provenance.git_state())
@@ -159,13 +158,13 @@ def _tracked(
                 *(execution.cpus_per_worker, " and 1 GPU" if execution.gpu else ""),
             )
             ended = _search(options, draws, concurrent, orders)
-        require()
+        require_holder(options.folder, holder)
         trials = collect(ended, orders)
         publish(trials, orders, options.metric, run)
-        require()
+        require_holder(options.folder, holder)
     except BaseException as error:
-        with suppress(TrackingError, StorageError):  # which would hide the error that matters
-            require()  # the MLflow runs are those of another process now
+        with suppress(TrackingError, TrainingError, StorageError):  # which would hide the error that matters
+            require_holder(options.folder, holder)  # the MLflow runs may be those of another process now
             close_children(options.tracking, options.folder, "KILLED")
             run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise

@@ -9,7 +9,7 @@ from typing import Any
 from hisem import storage
 from hisem.config import flatten, read_state
 from hisem.distributed.run_file import REMEDY, RUN_ID
-from hisem.errors import ConfigError
+from hisem.errors import ConfigError, TrainingError
 
 NAME = "hisem_sweep.json"
 
@@ -24,6 +24,8 @@ class SweepFile:
     run_id: str | None = None
     """The sweep's MLflow run."""
     finished: bool = False
+    holder: str = ""
+    """Id of the process that started or resumed the sweep last."""
 
     def __post_init__(self) -> None:
         if self.run_id is not None and not RUN_ID.fullmatch(self.run_id):
@@ -50,9 +52,9 @@ class SweepFile:
             )
         return known
 
-    def started(self, run_id: str) -> SweepFile:
-        """With its MLflow run, written."""
-        return self._written(run_id=run_id)
+    def started(self, run_id: str, holder: str) -> SweepFile:
+        """Return it with its MLflow run and its new driver, written."""
+        return self._written(run_id=run_id, holder=holder)
 
     def done(self) -> SweepFile:
         """Written as finished."""
@@ -63,3 +65,12 @@ class SweepFile:
         content = {name: value for name, value in asdict(new).items() if name != "folder"}
         storage.write_bytes(storage.join(self.folder, NAME), json.dumps(content, indent=1).encode())
         return new
+
+
+def require_holder(folder: str, holder: str) -> None:
+    """Raise `TrainingError` where another process has resumed the sweep in `folder` since `holder` did."""
+    known = read_state(SweepFile, storage.join(folder, NAME), REMEDY, folder=folder)
+    if known.holder != holder:
+        raise TrainingError(
+            f"{folder}: another command resumed this sweep, and this one has lost it: nothing more is written here."
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
@@ -18,11 +19,11 @@ from hisem.distributed import session
 from hisem.distributed.archive import is_synthetic
 from hisem.distributed.dataset import Split, read_splits, shard_files
 from hisem.distributed.fit import Job, fit
-from hisem.distributed.holding import Require, held
+from hisem.distributed.holding import held
 from hisem.distributed.publishing import Registration, promote, publish
-from hisem.distributed.run_file import RunFile, require_name
+from hisem.distributed.run_file import RunFile, require_holder, require_name
 from hisem.distributed.shared_storage import require_shared
-from hisem.errors import ConfigError, StoppedError, StorageError, TrackingError
+from hisem.errors import ConfigError, StoppedError, StorageError, TrackingError, TrainingError
 from hisem.model.hisem import HiSem
 from hisem.model.warm_start import require_fit
 from hisem.text.vocabulary import Vocabulary
@@ -111,30 +112,18 @@ def train(
         raise ConfigError(f"{options.data}: split train has {len(splits['train'])} tile(s) for {workers} workers.")
     with tempfile.TemporaryDirectory() as scratch:
         init = tracking.resolve_model(options.init, options.tracking, Path(scratch)) if options.init else None
-
-        def opened() -> RunFile:
-            return RunFile.open(options.folder, experiment, splits, init, options.init)
-
-        run_file, history = opened(), list[dict[str, float]]()
+        work = _Work(experiment, options, splits, init)
+        run_file, history = work.opened(), list[dict[str, float]]()
         resumed, done = run_file.run_id is not None, run_file.finished
         if not done or options.promote:
             vocabulary = None if done else _vocabulary(experiment, splits["train"], init)
-            with _held(options) as require, logs.of_run(options.name):
-                run_file = opened()  # another command may have resumed or finished it meanwhile
+            with _held(options), logs.of_run(options.name):
+                run_file = work.opened()  # another command may have resumed or finished it meanwhile
                 resumed, done = run_file.run_id is not None, run_file.finished
-                registration = _registration(options, require)
                 if vocabulary is not None and not done:
-                    checkpoints = Checkpoints(
-                        options.folder, options.execution.keep, 60 * options.execution.storage_minutes, log.warning
-                    )
-                    checkpoints.cut_damaged(require_whole)
-                    job = Job(
-                        options.name, experiment, splits, vocabulary, init, checkpoints, options.execution, require
-                    )
-                    run_file, history = _tracked(job, options, registration, run_file, on_epoch)
+                    run_file, history = work.train(run_file, vocabulary, on_epoch)
                 elif options.promote:
-                    metric = experiment.training.metric
-                    run_file = promote(run_file, options.tracking, metric, splits["val"], registration)
+                    run_file = work.promote(run_file)
         if done:
             log.info("run %s is already done: nothing to train (choose another --name to train again)", options.name)
     return TrainSummary(
@@ -149,18 +138,55 @@ def train(
     )
 
 
-def _held(options: TrainOptions) -> AbstractContextManager[Require]:
+class _Work:
+    """What one driver does with a run, whose folder it holds in `train` and `promote`."""
+
+    def __init__(
+        self, experiment: Experiment, options: TrainOptions, splits: dict[str, Split], init: Path | None
+    ) -> None:
+        self._experiment, self._options, self._splits, self._init = experiment, options, splits, init
+        self._holder = uuid.uuid4().hex
+        execution = options.execution
+        self._checkpoints = Checkpoints(options.folder, execution.keep, 60 * execution.storage_minutes, log.warning)
+
+    def opened(self) -> RunFile:
+        """Return the run's file, see `RunFile.open`."""
+        return RunFile.open(self._options.folder, self._experiment, self._splits, self._init, self._options.init)
+
+    def train(
+        self, run_file: RunFile, vocabulary: Vocabulary, on_epoch: Callable[[dict[str, float]], None]
+    ) -> tuple[RunFile, list[dict[str, float]]]:
+        """Train what is left, and publish."""
+        run_file = run_file.claimed(self._holder)
+        self._checkpoints.cut_damaged(require_whole)
+        job = Job(
+            *(self._options.name, self._experiment, self._splits, vocabulary, self._init, self._checkpoints),
+            *(self._options.execution, self._require, self._holder),
+        )
+        return _tracked(job, self._options, self._registration(), run_file, on_epoch)
+
+    def promote(self, run_file: RunFile) -> RunFile:
+        """Register the model of a finished run as `publishing.promote` does."""
+        run_file = run_file.claimed(self._holder)
+        metric = self._experiment.training.metric
+        return promote(run_file, self._options.tracking, metric, self._splits["val"], self._registration())
+
+    def _require(self) -> None:
+        """Raise `TrainingError` where another driver has resumed the run."""
+        self._checkpoints.patiently(lambda: require_holder(self._options.folder, self._holder))
+
+    def _registration(self) -> Registration:
+        """Return how the best model is registered: models of synthetic data have a name of their own."""
+        if self._options.register == "":
+            return Registration("", False, False, self._require)
+        synthetic = is_synthetic(self._options.data)
+        name = self._options.register or (tracking.DEMO if synthetic else tracking.MODEL)
+        return Registration(name, synthetic, self._options.promote, self._require)
+
+
+def _held(options: TrainOptions) -> AbstractContextManager[object]:
     """Hold the run's folder; a trial waits for what a killed sweep left running, as the sweep's folder is held."""
     return held(options.folder, f"training run {options.name}", TRIAL_SECONDS if options.parent else 0.0)
-
-
-def _registration(options: TrainOptions, require: Require) -> Registration:
-    """Return how the best model is registered: models of synthetic data have a name of their own."""
-    if options.register == "":
-        return Registration("", False, False, require)
-    synthetic = is_synthetic(options.data)
-    name = options.register or (tracking.DEMO if synthetic else tracking.MODEL)
-    return Registration(name, synthetic, options.promote, require)
 
 
 def _tracked(
@@ -187,12 +213,23 @@ def _tracked(
             metrics, registered = publish(job, options.data, registration, run, history)
             job.require()
     except BaseException as error:
-        with suppress(TrackingError, StorageError):  # which would hide the error that matters
-            job.require()  # the MLflow run is that of another driver now
-            run.end("KILLED" if isinstance(error, (KeyboardInterrupt, StoppedError)) else "FAILED")
+        if not _is_lost(job):  # else the MLflow run is that of another driver now
+            with suppress(TrackingError):  # which would hide the error that matters
+                run.end("KILLED" if isinstance(error, (KeyboardInterrupt, StoppedError)) else "FAILED")
         raise
     run.end()
     return job.checkpoints.patiently(lambda: run_file.done(metrics, registered)), history
+
+
+def _is_lost(job: Job) -> bool:
+    """True if another driver has resumed the run; a storage that fails does not show it."""
+    try:
+        require_holder(job.checkpoints.run, job.holder)
+    except TrainingError:
+        return True
+    except StorageError:
+        return False
+    return False
 
 
 def _vocabulary(experiment: Experiment, split: Split, init: Path | None) -> Vocabulary:
