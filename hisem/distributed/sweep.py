@@ -23,6 +23,7 @@ from hisem import logs, provenance, storage, tracking
 from hisem.config import flatten, to_dict
 from hisem.distributed import budget, session
 from hisem.distributed.dataset import read_splits, shard_files
+from hisem.distributed.deaths import fail_trials_alone
 from hisem.distributed.fit import worker_cpus
 from hisem.distributed.holding import held
 from hisem.distributed.metrics import SweepMetrics
@@ -238,6 +239,7 @@ def _search(
                 checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
+    fail_trials_alone()
     tuner.fit()
     return listener.ended
 

@@ -38,12 +38,13 @@ class LightTrial(TrialRun):
 
     def setup(self, config: dict[str, Any], orders: TrialOrders) -> None:
         self._rate, self._done = float(drawn(config)[0]["rate"]), 0
-        if (Path(orders.folder) / "die").exists():
-            (Path(orders.folder) / "die").unlink()
-            take_memory()
+        self._die = Path(orders.folder) / "die"
 
     def step(self) -> dict[str, Any]:
         time.sleep(0.2)
+        if self._die.exists():
+            self._die.unlink()
+            take_memory()
         self._done += 1
         return {EPOCH: self._done, "val_bleu_4": metric(self._rate, self._done), "done": self._done == EPOCHS}
 
