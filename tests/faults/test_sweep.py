@@ -109,9 +109,11 @@ def test_a_trial_whose_process_is_killed_is_one_failed_trial(start: Start, tmp_p
     trial_process(driver).kill()
     text = driver.end()
     table = pq.read_table(tmp_path / "storage" / "sweep" / "trials.parquet").to_pylist()
-    assert sorted(row["status"] for row in table) == ["failed", "finished"]
-    (failed,) = [row for row in table if row["status"] == "failed"]
+    failed, other = sorted(table, key=lambda row: row["status"] != "failed")
+    assert failed["status"] == "failed"
     assert "died" in failed["error"]
+    assert other["status"] in ("finished", "stopped")  # the other may have been better after one epoch
+    assert other["epochs"] >= 1
     assert "Traceback" not in text
 
 
