@@ -1,7 +1,8 @@
 """What a cluster can give: now, and at most once its autoscaler has started all the nodes it may.
 
 Ray tells its autoscaler's maximum nowhere in public (2.60): the GCS holds it on managed platforms only, and
-otherwise it lies where the autoscaler itself reads it. What is private in Ray is called in this file alone.
+otherwise it lies where the autoscaler itself reads it. What is private in Ray is called here, in `ray_output.py` and in
+`deaths.py` alone.
 """
 
 from __future__ import annotations

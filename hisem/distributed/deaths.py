@@ -15,7 +15,7 @@ _task_failed: Any = RayActorManager._actor_task_failed
 
 
 def _failed(manager: RayActorManager, task: Any, exception: Exception) -> None:
-    """Have the actor's death handled as one, whatever it died of."""
+    """Have the death of an actor handled as one, for any reason that Ray gives."""
     if isinstance(exception, RayError) and not isinstance(exception, (RayActorError, RayTaskError)):
         reason = f"{type(exception).__name__}: {exception}"
         exception = RayActorError(error_msg=reason)

@@ -44,7 +44,7 @@ class Asked:
         return f"waiting for {self.count} {self.name} of {each} each to start; {free()}"
 
     def _have_room(self) -> bool:
-        """True if what is asked for is free, or taken by those that wait for nothing but their start."""
+        """True if the room that is needed is free, or taken by those that wait for nothing but their start."""
         left = budget.sizes(ray.available_resources())
         if budget.places_for(self.cpu, self.gpu) < self.count:
             return False

@@ -74,7 +74,7 @@ def test_it_does_not_run_as_root() -> None:
     assert "apt-get" not in " ".join(rest for _, rest in instructions()[last:])
 
 
-def asked_by_the_head(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def hosts_of_the_head(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The hosts that the head of a cluster, whose usage statistics are off, asks when it starts."""
     from ray.dashboard.modules.usage_stats.usage_stats_head import UsageStatsHead
 
@@ -82,23 +82,23 @@ def asked_by_the_head(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         pass
 
     def refuse(url: str, **_: Any) -> None:
-        asked.append(str(urlsplit(url).hostname))
+        hosts.append(str(urlsplit(url).hostname))
         raise requests.exceptions.ConnectTimeout
 
-    asked: list[str] = []
+    hosts: list[str] = []
     monkeypatch.setattr(requests, "get", refuse)
     head = SimpleNamespace(usage_stats_enabled=False, _report_disabled_usage_async=nothing)
     asyncio.run(UsageStatsHead.run(head))
-    return asked
+    return hosts
 
 
 def test_a_head_asks_no_metadata_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     metadata = {"169.254.169.254", "metadata.google.internal"}
-    assert set(asked_by_the_head(monkeypatch)) == metadata  # where nothing is done; else what is done could go
+    assert set(hosts_of_the_head(monkeypatch)) == metadata  # where nothing is done; else what is done could go
     (command,) = [run for run in arguments("RUN") if "ray_bootstrap_config" in run]
     subprocess.run(command.replace("/home/ray", str(tmp_path)), shell=True, check=True)
-    assert asked_by_the_head(monkeypatch) == []
+    assert hosts_of_the_head(monkeypatch) == []
 
 
 def test_what_is_copied_is_there_and_let_in() -> None:

@@ -23,7 +23,7 @@ GRPC = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 @contextmanager
 def server(answer: bytes | None, host: str = "127.0.0.1") -> Iterator[int]:
-    """A server that answers everybody with `answer`, or with None says nothing; its port."""
+    """A server that answers each client with `answer`, or with None not at all; its port."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     kept = []
     with socket.socket(family) as listener:

@@ -1,4 +1,4 @@
-"""What is said of processes that have not started: what they lack, or that they are starting."""
+"""The line about processes that have not started: what they lack, or that they are starting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WHOLE = {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}}
 
 
 @pytest.mark.parametrize(
-    ("asked", "nodes", "free", "groups", "starting"),
+    ("wanted", "nodes", "free", "groups", "starting"),
     [
         (Asked(2, 0.5, 0), [WHOLE], {"CPU": 2.0}, [], True),
         (Asked(2, 0.5, 0, grouped=True), [WHOLE], {"CPU": 1.0}, ["CREATED"], True),
@@ -29,7 +29,7 @@ WHOLE = {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}}
     ],
 )
 def test_processes_that_have_room_are_starting(
-    asked: Asked,
+    wanted: Asked,
     nodes: list[dict[str, object]],
     free: dict[str, float],
     groups: list[str],
@@ -42,7 +42,7 @@ def test_processes_that_have_room_are_starting(
     monkeypatch.setattr(
         ray.util, "placement_group_table", lambda: {str(n): {"state": state} for n, state in enumerate(groups)}
     )
-    text = asked.missing()
-    assert str(asked.count) in text
+    text = wanted.missing()
+    assert str(wanted.count) in text
     assert ("are starting" in text) == starting
     assert ("waiting for" in text) != starting
