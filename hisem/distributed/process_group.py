@@ -75,11 +75,16 @@ _store: Any = None
 
 
 def open_store(address: str, count: int, seconds: float) -> int:
-    """Serve the store of a group of `count` workers at `address`; its port. For rank 0."""
+    """Serve the store of a group of `count` workers at `address`; its port. For rank 0.
+
+    Behind a translation of addresses no interface has it: the store then listens on all, and logs so.
+    """
     global _store
     family = socket.AF_INET6 if ip_address(address).version == 6 else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.bind((address, 0))
+        if interface_of(address) is None:
+            log.warning("no network interface has this node's address %s: torch's store listens on all", address)
+        listener.bind((address if interface_of(address) else "", 0))
         listener.listen(max(64, 2 * count))
         port: int = listener.getsockname()[1]
         _store = dist.TCPStore(  # type: ignore[attr-defined]
