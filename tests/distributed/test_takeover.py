@@ -78,9 +78,12 @@ def caption(
     pairs: dict[str, list[str]],
     monkeypatch: pytest.MonkeyPatch,
     settings: dict[str, Any] | None = None,
+    tracking: str | None = None,
 ) -> None:
     """Caption the pairs again as `caption_archive` does, with the caption `name`."""
-    options = CaptionOptions(output, Path("bundle"), "hisem", "1", 64, captioning=Captioning(recaption=True))
+    options = CaptionOptions(
+        output, Path("bundle"), "hisem", "1", 64, captioning=Captioning(recaption=True), tracking=tracking
+    )
     with monkeypatch.context() as patch, exclusive(output, name) as held:
         patch.setattr(work, "index_archive", index_of(pairs))
         patch.setattr(nightly, "captioned", captioned_by(name))
@@ -288,3 +291,59 @@ def test_the_settings_of_a_new_table_are_those_of_the_run_that_took_it_over(
         assert {"p/0": "new", "q/0": "new", "gone/0": "new"}.items() <= contents(output).items()
     assert refused
     assert any("_settings.json" in name for name in names)
+
+
+class TrackedRun:
+    """Stands in for an MLflow run."""
+
+    def __init__(self, name: str) -> None:
+        self.run_id, self.ended = name, list[str]()
+
+    def params(self, *_: Any) -> None: ...
+
+    def end(self, status: str) -> None:
+        self.ended.append(status)
+
+
+@pytest.mark.parametrize("what", ["/captions/", "/_nights/", "/pages/"])
+def test_a_run_that_was_taken_over_fails_and_leaves_its_mlflow_run_alone(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[TrackedRun] = []
+
+    def start(_: str, name: str, *__: Any) -> TrackedRun:
+        runs.append(TrackedRun(name))
+        return runs[-1]
+
+    monkeypatch.setattr("hisem.tracking.start_run", start)
+    monkeypatch.setattr(nightly, "report", lambda *_: None)
+    for moment in range(60):
+        output = str(tmp_path / str(moment))
+        before(output)
+        runs.clear()
+        with monkeypatch.context() as patch:
+            old = Suspended(moment, partial(caption, output, "old", PAIRS, monkeypatch, tracking="sqlite://"), patch)
+            assert old.start()
+            if found := what in str(old.name).removeprefix(output) or str(old.name).startswith(what[1:]):
+                caption(output, "new", PAIRS, monkeypatch, tracking="sqlite://")
+            old.resume()
+        if found:
+            break
+    assert isinstance(old.error, TakenOverError)
+    assert old.error.exit_code == 1
+    assert [run.ended for run in runs] == [[], ["FINISHED"]]
+
+
+def test_a_run_of_any_catalog_repairs_a_table_that_has_tiles_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = str(tmp_path)
+    before(output)
+    (file,) = (tmp_path / "captions" / "acquired=2024-05-01").rglob("*.parquet")
+    file.with_name("copy.parquet").write_bytes(file.read_bytes())
+    (tmp_path / "captions" / f".p.parquet.{'0' * 32}.tmp").write_bytes(b"left by a killed run")
+    with pytest.raises(AssertionError):
+        contents(output)
+    caption(output, "new", {"q": ["q/0"]}, monkeypatch)
+    assert contents(output)["moved/0"] == "before"
+    assert not list(tmp_path.rglob("*.tmp"))
