@@ -61,7 +61,7 @@ class Job:
     tracking_run: str | None = None
     """Its MLflow run."""
     reopened: tuple[str, ...] = ()
-    """Ids of the catalogue's pairs that have a failed row in the table and could be opened."""
+    """Ids of pairs that have a failed row in the table and could be opened; known once all tiles have a row."""
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.run):

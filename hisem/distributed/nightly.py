@@ -122,6 +122,7 @@ def publish_interrupted(output: str, page: bool, store: str | None) -> Outcome |
 
 def _prepare(lock: Lock) -> None:
     """Clear up what earlier runs left: files that they were writing when they were killed, and doubled rows."""
+    staging.open_job(lock.folder)  # raises where it is damaged, before anything is changed
     lock.clear(".", LOCKS, captions.PUBLISHED, staging.STAGING, NIGHTS, PAGES)
     repair(lock)
 
@@ -134,10 +135,13 @@ def _caption(catalogue: pa.Table, options: CaptionOptions, lock: Lock) -> Outcom
     if work.already and (flags := options.captioning.deciding()):
         given = " ".join(f"{flag} {value}" for flag, value in flags.items())
         log.warning(HAVE_ROWS, work.already, given)
-    job = replace(job, reopened=tuple(sorted({*job.reopened, *work.reopened})))
     staging.begin(options.output, job, lock)
     with logs.of_run(job.run), _tracked(options, job, work, lock) as run:
         _stage(work, options, digest, job, lock)
+        # For a run that takes over: all tiles of these pairs have a row now, in the table or put aside.
+        job = replace(job, reopened=tuple(sorted({*job.reopened, *work.reopened})))
+        if job.reopened:
+            staging.begin(options.output, replace(job, tracking_run=run.run_id if run else job.tracking_run), lock)
         outcome = conclude(options.output, job, lock, options.captioning.page, work, time.perf_counter() - began)
         lock.require()
         if run:
