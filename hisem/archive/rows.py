@@ -181,7 +181,7 @@ def _read_csv(uri: str, columns: Sequence[str]) -> Rows:
     rejected: dict[int, str] = {}
     for line, cells in _cells(_text(uri), uri):
         if header is None:
-            header = [] if isinstance(cells, str) else [name.strip() for name in cells]
+            header = [] if isinstance(cells, str) else [NOT_UTF8.sub("\ufffd", name.strip()) for name in cells]
             _require_each_once(header, uri)
             wanted = [number for number, name in enumerate(header) if name in columns]
             continue
