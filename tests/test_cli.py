@@ -256,7 +256,7 @@ def test_pair_ends_with_3_where_items_cannot_be_used(command: Callable[..., Resu
     ("options", "told"),
     [
         (("--since", "soon"), "since is 'soon'"),
-        (("--min-overlap", "2"), "min_overlap is 2"),
+        (("--min-overlap", "2"), "--min-overlap is 2.0"),
         (("--bbox", "-10", "-20", "10", "20"), "collections and bbox are what a STAC API is asked for"),
     ],
 )
