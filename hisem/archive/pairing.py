@@ -179,7 +179,7 @@ def _reading(items: str, request: PairRequest, config: PairingConfig) -> Reading
     """The acquisitions behind `items`, read by what it is."""
     assets = AssetChoice(request.assets, request.mask_asset)
     if items.startswith(("http://", "https://")):
-        earliest = config.since and config.since - timedelta(days=config.max_days)
+        earliest = config.since and _days_before(config.since, config.max_days)
         return search_items(items, ApiSearch(request.collections, request.bbox, earliest), assets)
     if request.collections or request.bbox:
         raise ConfigError(f"collections and bbox are what a STAC API is asked for; {items} is read as a whole.")
@@ -188,6 +188,14 @@ def _reading(items: str, request: PairRequest, config: PairingConfig) -> Reading
     if assets != AssetChoice():
         raise ConfigError(f"assets are those of STAC items; {items} names its rasters in columns rasters and mask.")
     return read_footprints(items)
+
+
+def _days_before(time: datetime, days: float) -> datetime | None:
+    """`time` less `days`; None where that lies before all calendars."""
+    try:
+        return time - timedelta(days=days)
+    except OverflowError:
+        return None
 
 
 def _fit_for_csv(reading: Reading) -> Reading:
@@ -268,5 +276,5 @@ def parsed_since(text: str, now: datetime) -> datetime:
         return in_utc(now).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=1)
     try:
         return in_utc(datetime.fromisoformat(text))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ConfigError(f"since is {text!r}; a date, an ISO 8601 time, or yesterday is needed.") from error

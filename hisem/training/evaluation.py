@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
+from hisem import storage
 from hisem.model.hisem import HiSem
 from hisem.text.metrics import CaptionScorer, CaptionScores, caption_scores
 from hisem.text.scoring import change_scores
@@ -142,8 +142,8 @@ def results_table(results: Sequence[TileResult]) -> pa.Table:
 
 
 def read_results(path: Path) -> list[TileResult]:
-    """The results in a Parquet file of `results_table`."""
-    return [TileResult(**row) for row in pq.read_table(path).to_pylist()]
+    """The results in a Parquet file of `results_table`. Raises `StorageError` where it is damaged."""
+    return [TileResult(**row) for row in storage.read_parquet(path, RESULT.names).to_pylist()]
 
 
 RESULT = pa.schema(

@@ -335,6 +335,11 @@ def test_since(text: str, expected: datetime) -> None:
     assert parsed_since(text, datetime(2024, 3, 1, 0, 30, tzinfo=UTC)) == expected
 
 
+def test_since_beyond_calendars_is_refused() -> None:
+    with pytest.raises(ConfigError, match="since is '0001-01-01T00:00:00"):
+        parsed_since("0001-01-01T00:00:00+14:00", datetime.now(UTC))
+
+
 def test_since_that_is_no_time() -> None:
     with pytest.raises(ConfigError, match="since is 'tomorrow'; a date, an ISO 8601 time, or yesterday"):
         parsed_since("tomorrow", START)
