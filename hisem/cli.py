@@ -55,7 +55,7 @@ Options = TypeVar("Options", bound=Common)
 def parse(
     options: type[Options], description: str, argv: Sequence[str] | None = None, default: Options | None = None
 ) -> Options:
-    """The command line as `options`, over those of `default`.
+    """The command line as `options`, with `default` for what it lacks.
 
     Exits with 2 and the usage on a mistake; raises `ConfigError` that names the flag for a number out of range.
     """

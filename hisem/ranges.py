@@ -29,9 +29,9 @@ class Range:
     """True where `high` itself is too high."""
 
     def __contains__(self, value: float) -> bool:
-        over = self.low < value if self.above else self.low <= value
-        under = value < self.high if self.below else value <= self.high
-        return over and under and not math.isnan(value)
+        is_above = self.low < value if self.above else self.low <= value
+        is_below = value < self.high if self.below else value <= self.high
+        return is_above and is_below and not math.isnan(value)
 
     def __str__(self) -> str:
         low = f"above {self.low:.10g}" if self.above else f"from {self.low:.10g}"

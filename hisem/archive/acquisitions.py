@@ -138,7 +138,7 @@ def in_utc(time: datetime) -> datetime:
 def acquisition_or_reason(
     make: Callable[[], Acquisition], item_id: str | None, collection: str | None, where: str
 ) -> Acquisition | LeftOut:
-    """What `make` returns, or why it raises: one item or row, whatever it holds, spoils no other.
+    """What `make` returns, or why it raises: no item or row affects another.
 
     Names and reasons of what is left out can be written as UTF-8.
     """
@@ -187,8 +187,8 @@ def checked_time(value: Any) -> datetime:
 
 def checked_raster(uri: str) -> str:
     """The path or URI of a raster. Raises `Unusable` where it holds a secret or is of a kind that is not opened."""
-    if told := path_defect(uri):
-        raise Unusable(Reason.NO_ASSET, told)
+    if defect := path_defect(uri):
+        raise Unusable(Reason.NO_ASSET, defect)
     if told := objection(uri):
         raise Unusable(Reason.NO_ASSET, told)
     return uri

@@ -1,4 +1,4 @@
-"""Rows of a table from outside, CSV or Parquet: what is wrong with one row is said of that row alone."""
+"""Rows of a table from outside, CSV or Parquet: a defect of one row rejects that row alone."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def _texts(table: pa.Table, change: Callable[[str], str]) -> pa.Table:
 
 
 def shown(value: object, most: int = 80) -> str:
-    """`repr` of a value of a stranger's, short enough for a message."""
+    """Return `repr` of an untrusted value, short enough for a message."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
@@ -212,7 +212,7 @@ def _text(uri: str) -> str:
 def _cells(text: str, uri: str) -> Iterator[tuple[int, list[str] | str]]:
     """The number of the line on which each row begins, and its cells, or what is wrong with them.
 
-    Blank rows are passed over. Raises `CatalogueError` for a quote that is never closed, after which rows would vanish.
+    Blank rows are skipped. Raises `CatalogueError` for a quote that is never closed, after which rows would vanish.
     """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     with _long_cells():

@@ -123,17 +123,17 @@ def require_matches(references: pa.Table | None, index: pa.Table, tile_size: int
     if references is None or not len(references) or not len(index):
         return
     matches = match_references(references, index)
-    told = f"{where}: {matches.matched} row(s) describe a tile of {tile_size} pixels"
+    counts = f"{where}: {matches.matched} row(s) describe a tile of {tile_size} pixels"
     if not matches.unmatched:
-        log.info("%s", told)
+        log.info("%s", counts)
         return
-    told += f", {matches.unmatched} do not ({matches.example}): no tile begins there"
+    counts += f", {matches.unmatched} do not ({matches.example}): no tile begins there"
     if not matches.matched:
         raise ReferencesError(
-            f"{told}. They were written for tiles of another size or overlap: give the --tile-size and --overlap that "
+            f"{counts}. They were written for tiles of another size or overlap: give the --tile-size and --overlap that "
             "they were made with."
         )
-    log.warning("%s; these are left out", told)
+    log.warning("%s; these are left out", counts)
 
 
 def shard_levir_cc(folder: str, output: str) -> ShardSummary:

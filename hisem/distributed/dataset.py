@@ -146,7 +146,7 @@ def decode(table: pa.Table, tile_size: int, where: str = "shards") -> dict[str, 
     """Columns SHOWN, images as PNG, to PAIR_COLUMNS, images as arrays uint8 B H W 3.
 
     `where` names the files in messages. Raises `DatasetError` for an image that is damaged or not of `tile_size`
-    pixels, whatever its row says.
+    pixels, even where its row has them.
     """
     images = {}
     for name in ("before", "after"):
@@ -270,24 +270,24 @@ def _require_sense(labelled: pa.Table, folder: str) -> None:
     described = [
         row["tile_id"] for row in rows if not row["changed"] and not any(map(means_unchanged, said[row["tile_id"]]))
     ]
-    told = []
+    contradictions = []
     if odd:
-        told.append(
+        contradictions.append(
             f"{len(odd)} tile(s) are labelled changed, though all references say {UNCHANGED_SENTENCE!r}: {_some(odd)}"
         )
     if described:
-        told.append(
+        contradictions.append(
             f"{len(described)} tile(s) are labelled unchanged, though all references describe a change: "
             f"{_some(described)}"
         )
     # Where no label is as described, and both occur, `changed` means the opposite.
     if odd and described and len(odd) + len(described) == len(rows):
         raise DatasetError(
-            f"{folder}: the labels of all {len(rows)} tile(s) contradict their references: {'; '.join(told)}. Correct "
+            f"{folder}: the labels of all {len(rows)} tile(s) contradict their references: {'; '.join(contradictions)}. Correct "
             "the column changed of the references and make the shards again with tile.py."
         )
-    if told:
-        log.warning("%s: of %d tile(s), %s; the label is followed", folder, len(rows), "; ".join(told))
+    if contradictions:
+        log.warning("%s: of %d tile(s), %s; the label is followed", folder, len(rows), "; ".join(contradictions))
 
 
 def _log_single_class(rows: pa.Table, split: str, folder: str) -> None:

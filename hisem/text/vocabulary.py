@@ -33,7 +33,7 @@ _PUNCTUATION = str.maketrans({",": " , ", ";": " ; ", ".": None, "?": None})
 
 
 def means_unchanged(words: Sequence[str]) -> bool:
-    """True where a sentence, as `tokenize` gives it, says in some wording that nothing changed."""
+    """True where a sentence, as `tokenize` gives it, states in some wording that nothing changed."""
     found = set(words)
     return bool(found & EQUAL_WORDS) or bool(found & NONE_WORDS and found & CHANGE_WORDS)
 
