@@ -130,8 +130,8 @@ def require_matches(references: pa.Table | None, index: pa.Table, tile_size: int
     counts += f", {matches.unmatched} do not ({matches.example}): no tile begins there"
     if not matches.matched:
         raise ReferencesError(
-            f"{counts}. They were written for tiles of another size or overlap: give the --tile-size and --overlap that "
-            "they were made with."
+            f"{counts}. They were written for tiles of another size or overlap: give the --tile-size and --overlap "
+            "that they were made with."
         )
     log.warning("%s; these are left out", counts)
 

@@ -21,7 +21,7 @@ from hisem.distributed import session
 from hisem.distributed.archive import read_shard_columns
 from hisem.errors import DatasetError, RasterError
 from hisem.schemas import OK, SHARD, conform
-from hisem.text.vocabulary import UNCHANGED_SENTENCE, means_unchanged, tokenize
+from hisem.text.vocabulary import means_unchanged, tokenize
 
 log = logging.getLogger(__name__)
 
@@ -265,15 +265,14 @@ def _require_sense(labelled: pa.Table, folder: str) -> None:
             f"{folder}: {len(wordless)} tile(s) have a reference without words: {_some(wordless)}. "
             "Correct the references and make the shards anew with tile.py."
         )
-    same = [tokenize(UNCHANGED_SENTENCE)]
-    odd = [row["tile_id"] for row in rows if row["changed"] and all(words in same for words in said[row["tile_id"]])]
+    odd = [row["tile_id"] for row in rows if row["changed"] and all(map(means_unchanged, said[row["tile_id"]]))]
     described = [
         row["tile_id"] for row in rows if not row["changed"] and not any(map(means_unchanged, said[row["tile_id"]]))
     ]
     contradictions = []
     if odd:
         contradictions.append(
-            f"{len(odd)} tile(s) are labelled changed, though all references say {UNCHANGED_SENTENCE!r}: {_some(odd)}"
+            f"{len(odd)} tile(s) are labelled changed, though all references describe none: {_some(odd)}"
         )
     if described:
         contradictions.append(
@@ -283,8 +282,9 @@ def _require_sense(labelled: pa.Table, folder: str) -> None:
     # Where no label is as described, and both occur, `changed` means the opposite.
     if odd and described and len(odd) + len(described) == len(rows):
         raise DatasetError(
-            f"{folder}: the labels of all {len(rows)} tile(s) contradict their references: {'; '.join(contradictions)}. Correct "
-            "the column changed of the references and make the shards again with tile.py."
+            f"{folder}: the labels of all {len(rows)} tile(s) contradict their references: "
+            f"{'; '.join(contradictions)}. Correct the column changed of the references and make the shards again "
+            "with tile.py."
         )
     if contradictions:
         log.warning("%s: of %d tile(s), %s; the label is followed", folder, len(rows), "; ".join(contradictions))

@@ -190,8 +190,8 @@ def test_labels_that_all_sentences_contradict_are_told(rewritten, caplog):
         rows[4].update(changed=False, references=["two houses appear", "there is no difference"])
 
     read_splits(rewritten(contradict), BOTH)
-    assert "1 tile(s) are labelled changed, though all references say" in caplog.text
-    assert "before': scene_0000/0-0-32; 1 tile(s) are labelled unchanged" in caplog.text
+    assert "1 tile(s) are labelled changed, though all references describe none: scene_0000/0-0-32; " in caplog.text
+    assert "; 1 tile(s) are labelled unchanged" in caplog.text
     assert "describe a change: scene_0000/0-96-32; the label is followed" in caplog.text
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hisem.errors import BundleError, ConfigError
-from hisem.text.vocabulary import END, SPECIALS, START, UNCHANGED_SENTENCE, UNK, Vocabulary, tokenize
+from hisem.text.vocabulary import END, SPECIALS, START, UNCHANGED_SENTENCE, UNK, Vocabulary, means_unchanged, tokenize
 
 WORDS = (*SPECIALS, ",", "a", "house", "road")
 VALID = {word: number for number, word in enumerate(WORDS)}
@@ -134,3 +134,28 @@ def test_from_dict_refuses(ids: Any, message: str) -> None:
 def test_constructor_refuses_doubles() -> None:
     with pytest.raises(BundleError, match="'a' occurs more than once"):
         Vocabulary((*WORDS, "a"))
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        (UNCHANGED_SENTENCE, True),
+        ("No change has occurred.", True),
+        ("almost nothing has changed", True),
+        ("the two scenes seem identical", True),
+        ("There are no differences", True),
+        ("two houses appear", False),
+        ("the color of a roof has changed", False),
+        ("no house is left", False),
+        ("", False),
+    ],
+)
+def test_sentences_that_mean_unchanged(sentence: str, expected: bool) -> None:
+    assert means_unchanged(tokenize(sentence)) == expected
+
+
+def test_real_labels_and_sentences_agree(shared_data: Path) -> None:
+    images = json.loads(gzip.decompress((shared_data / "levir_cc/LevirCCcaptions_all_10077.json.gz").read_bytes()))
+    for image in images["images"]:
+        meant = [means_unchanged(tokenize(sentence["raw"])) for sentence in image["sentences"]]
+        assert not all(meant) if image["changeflag"] else any(meant)
