@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -32,8 +33,9 @@ import psutil
 import tyro
 
 from hisem import cli
-from hisem.errors import ResourceError
-from hisem.ranges import Cpus, Range
+from hisem.config import from_dict
+from hisem.errors import ConfigError, ResourceError
+from hisem.ranges import Cpus, Range, require_ranges
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ ATTEMPTS = 3
 """How often a node that was too slow is started: on a busy machine 30 s are few."""
 FREE_PORTS = ("min-worker-port", "max-worker-port", "dashboard-agent-listen-port")
 """What must not have its usual value where several nodes share a machine; 0 is any that is free."""
+Port = Annotated[int, Range(1, 65_535)]
 NOT_OURS = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN")
 """Variables of another cluster, which the nodes must not be given."""
 
@@ -64,7 +67,7 @@ class Options(cli.Common):
     """CPUs that each of them offers (default: the machine's, divided among them)."""
     object_store: Annotated[int, Range(100, 10_000_000)] = 200
     """MiB of shared memory for the objects of each node, 100 or more; what exceeds it goes to the disk."""
-    dashboard_port: Annotated[int, Range(1, 65_535)] | None = None
+    dashboard_port: Port | None = None
     """Port of dashboard and job server on 127.0.0.1 (default: 8265, else one that is free)."""
     folder: str = "~/.hisem/cluster"
     """Folder for the cluster's state and token; one cluster each."""
@@ -87,18 +90,30 @@ class Cluster:
     home: str
     files: str
     """Folder for Ray's own files, a new one for each cluster; the path is short, since sockets lie in it."""
-    port: int
+    port: Port
     """Of the head's control store."""
-    dashboard: int
-    workers: int
+    dashboard: Port
+    workers: Annotated[int, Range(1, 100)]
+
+    def __post_init__(self) -> None:
+        require_ranges(self)
 
     @staticmethod
     def read(home: Path) -> Cluster | None:
-        """The cluster of this folder, running or not."""
+        """The cluster of this folder, running or not. Raises `ResourceError` where its state is damaged."""
+        path = home / STATE
         try:
-            return Cluster(**json.loads((home / STATE).read_text(encoding="utf-8")))
+            cluster = from_dict(Cluster, json.loads(path.read_text(encoding="utf-8")), str(path))
         except FileNotFoundError:
             return None
+        except (OSError, ValueError, AttributeError, RecursionError, ConfigError) as error:
+            raise ResourceError(
+                f"{path}: damaged ({error}). End its processes by hand, and delete the file."
+            ) from error
+        # `stop` deletes this folder: it must be one that `start` has made.
+        if not Path(cluster.files).is_absolute() or not re.fullmatch(r"hisem-\w+", Path(cluster.files).name):
+            raise ResourceError(f"{path}: damaged, {cluster.files!r} is not a folder of a cluster; delete the file.")
+        return cluster
 
     def write(self) -> None:
         """Write it down."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import stat
@@ -10,12 +11,13 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from cluster.local import Cluster, Options, free_port, is_free, stop
-from hisem.errors import ConfigError
+from hisem.errors import ConfigError, ResourceError
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "local.py"
 SLEEP = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); {}"
@@ -31,7 +33,7 @@ def sleeper(*flags: str) -> subprocess.Popen[bytes]:
 
 
 def test_stop_ends_the_processes_of_its_own_cluster_and_no_others(tmp_path: Path) -> None:
-    files = tmp_path / "files"
+    files = tmp_path / "hisem-files"
     files.mkdir()
     cluster = Cluster(str(tmp_path), str(files), 1, 2, workers=1)
     cluster.write()
@@ -120,3 +122,35 @@ def test_a_cluster_that_starts_by_half_is_ended_whole(tmp_path: Path) -> None:
     assert len(seen) > 1  # more than `ray start` was there
     assert not any(one.is_running() for one in seen)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "[" * 100_000,
+        {"files": "/"},
+        {"files": "/tmp/hisem-x/.."},
+        {"files": "hisem-relative"},
+        {"files": None},
+        {"port": "1"},
+        {"port": 0},
+        {"workers": 10**20},
+        {"extra": 1},
+        {"home": None},
+    ],
+    ids=range(14),
+)
+def test_a_damaged_state_is_named_and_deletes_nothing(tmp_path: Path, change: str | dict[str, Any]) -> None:
+    files = tmp_path / "hisem-abc123"
+    files.mkdir()
+    sound = {"home": str(tmp_path), "files": str(files), "port": 1, "dashboard": 2, "workers": 1}
+    (tmp_path / "state.json").write_text(json.dumps(sound))
+    assert Cluster.read(tmp_path) == Cluster(**sound)  # type: ignore[arg-type]
+    (tmp_path / "state.json").write_text(change if isinstance(change, str) else json.dumps(sound | change))
+    with pytest.raises(ResourceError, match=r"state\.json: damaged"):
+        Cluster.read(tmp_path)
+    assert files.is_dir()

@@ -212,7 +212,15 @@ def _check_same(config: SyntheticConfig, root: str) -> None:
     found = (catalogue.schema.metadata or {}).get(SETTINGS_KEY)
     if found is None:
         raise StorageError(f"{root}: holds a catalogue that is not of a synthetic archive; choose another folder.")
-    theirs, ours = json.loads(found), json.loads(_settings(config))
+    try:
+        theirs = json.loads(found)
+    except ValueError as error:
+        raise StorageError(
+            f"{root}: the settings in its catalogue are damaged ({error}); delete the folder."
+        ) from error
+    if not isinstance(theirs, dict) or not len(catalogue):
+        raise StorageError(f"{root}: its catalogue is damaged; delete the folder and generate it again.")
+    ours = json.loads(_settings(config))
     differing = [f"{key} {theirs.get(key)} (asked: {ours[key]})" for key in ours if theirs.get(key) != ours[key]]
     if differing:
         raise StorageError(
