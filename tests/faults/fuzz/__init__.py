@@ -1,0 +1,1 @@
+"""Fuzzing of every file format that the product reads."""
