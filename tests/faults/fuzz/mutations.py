@@ -144,7 +144,19 @@ def header_line(data: bytes, rng: random.Random) -> bytes:
     lines = data.split(b"\n")
     number = rng.randrange(len(lines))
     name, sign, _ = lines[number].partition(b"=")
-    odd = (b"0", b"-1", b"1", b"2147483647", b"4294967296", b"99999999999999999999", b"{", b"nan", b"", b"\xff", b"1e308")
+    odd = (
+        b"0",
+        b"-1",
+        b"1",
+        b"2147483647",
+        b"4294967296",
+        b"99999999999999999999",
+        b"{",
+        b"nan",
+        b"",
+        b"\xff",
+        b"1e308",
+    )
     lines[number] = name + sign + rng.choice(odd)
     return b"\n".join(lines)
 

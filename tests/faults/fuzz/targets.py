@@ -208,10 +208,16 @@ def tile_rows() -> list[dict[str, Any]]:
             "before_time": TIME,
             "after_time": TIME,
             "split": ("train", "val", "test")[n % 3],
-            **{"row_off": 0, "col_off": 0, "height": 32, "width": 32, "crs": "EPSG:32633"},
+            "row_off": 0,
+            "col_off": 0,
+            "height": 32,
+            "width": 32,
+            "crs": "EPSG:32633",
             "transform": [10.0, 0.0, 500_000.0, 0.0, -10.0, 4_000_000.0],
             "geometry": shapely.box(15, 36, 15.1, 36.1).wkb,
-            **{"status": "ok", "before_valid": 1.0, "after_valid": 1.0},
+            "status": "ok",
+            "before_valid": 1.0,
+            "after_valid": 1.0,
         }
         for n in range(6)
     ]
@@ -344,7 +350,11 @@ def document(name: str, file: str, content: Any, check: Check, more: Callable[[P
 
 def item() -> dict[str, Any]:
     return {
-        **{"type": "Feature", "stac_version": "1.0.0", "id": "i1", "collection": "c", "links": []},
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "id": "i1",
+        "collection": "c",
+        "links": [],
         "geometry": json.loads(shapely.to_geojson(shapely.box(15, 36, 16, 37))),
         "bbox": [15, 36, 16, 37],
         "properties": {"datetime": "2023-05-01T10:00:00Z", "eo:cloud_cover": 3.0},
@@ -420,7 +430,9 @@ def documents() -> list[Target]:
         document("manifest.json", "_index/manifest.json", {"tile_size": 256, "benchmark": "LEVIR-CC"}, manifest),
         document("night.json", "_nights/n.json", {"run": "n", "errors": []}, night),
         document("config.yaml", "config.yaml", {"training": {"epochs": 3}, "model": {"bdam": {"layers": 1}}}, config),
-        document("config.yaml as JSON", "config.json", {"training": {"epochs": 3}, "model": {"bdam": {"layers": 1}}}, as_json),
+        document(
+            "config.yaml as JSON", "config.json", {"training": {"epochs": 3}, "model": {"bdam": {"layers": 1}}}, as_json
+        ),
     ]
 
 
