@@ -160,7 +160,8 @@ class PairReader:
 
     def lattices(self) -> tuple[Lattice, Lattice]:
         """How the first raster of each date is stored, see `hisem.archive.blocks`."""
-        before, after = (lattice_of(scene.rasters[0], self.grid) for scene in self._scenes)
+        with self._errors("blocks cannot be located"):
+            before, after = (lattice_of(scene.rasters[0], self.grid) for scene in self._scenes)
         return before, after
 
     def measure(self) -> tuple[Ranges, Ranges] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -56,22 +56,21 @@ def targets() -> list[Target]:
 
 
 def read_pair(folder: Path, name: str) -> None:
+    from hisem.archive.grid import Window
     from hisem.archive.index import index_pair
     from hisem.archive.options import ReadOptions
-    from hisem.archive.reader import range_columns
-    from hisem.archive.tiles import read_tiles
+    from hisem.archive.reader import pair_reader
     from hisem.errors import RasterError
 
     pair = {"pair_id": "p", "before": [str(folder / name)], "after": [str(folder / name)]}
     failed = 0
     for options in (ReadOptions(), ReadOptions(resolution=20.0, scaling="percentiles", bands=("1",))):
         try:
-            index = index_pair(pair, SIDE, options).slice(0, 4)
+            row = index_pair(pair, SIDE, options).slice(0, 1).to_pylist()[0]
+            with pair_reader(pair, SIDE, options) as reader:
+                reader.read(Window(row["row_off"], row["col_off"], row["height"], row["width"]))
         except RasterError:
             failed += 1
-            continue
-        range_columns(pair, options)
-        list(read_tiles(index, SIDE, options))
     if failed == 2:
         raise RasterError("neither way")
 
@@ -178,7 +177,7 @@ def footprints(text: bool) -> pa.Table:
         {
             "id": f"i{n}",
             "time": "2023-05-01T10:00:00Z",
-            "geometry": (box := shapely.box(n, 0, n + 1, 1)).wkt if text else box.wkb,
+            "geometry": shapely.box(n, 0, n + 1, 1).wkt if text else shapely.box(n, 0, n + 1, 1).wkb,
             "rasters": f"/d/{n}.tif" if text else [f"/d/{n}.tif"],
             "collection": "c",
             "cloud_cover": 3.5,
@@ -369,6 +368,18 @@ def write_images(folder: Path) -> None:
         Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(path / "train_1.png")
 
 
+PROGRESS = "checkpoints/0000-000001/progress.json"
+
+
+def write_checkpoints(folder: Path) -> None:
+    from hisem.training.checkpoints import Progress
+
+    entry = {"name": "0000-000001", "epoch": 0, "step": 1, "score": 0.5}
+    (folder / "checkpoints.json").write_text(json.dumps([entry | {"score": None}, entry]))
+    (folder / PROGRESS).parent.mkdir(parents=True, exist_ok=True)
+    (folder / PROGRESS).write_text(json.dumps(asdict(Progress(1, history=[{"loss": 1.0}]))))
+
+
 def documents() -> list[Target]:
     def stac(folder: Path) -> object:
         from hisem.archive.pairing import WHOLE_ARCHIVE, pair_archive
@@ -418,15 +429,21 @@ def documents() -> list[Target]:
         return read_benchmark(str(folder))
 
     image = {"filename": "train_1.png", "split": "train", "changeflag": 1, "sentences": [{"raw": " a road ."}] * 5}
-    entry = {"name": "0000-000001", "epoch": 0, "step": 1, "score": 0.5}
-    trained = {"experiment": {"training": {"epochs": 1}}, "data": {"train": "f" * 64}, "run_id": "r", "finished": False}
+    trained = {
+        "experiment": {"training": {"epochs": 1}},
+        "data": {"train": "f" * 64},
+        "init": None,
+        "run_id": "r",
+        "finished": False,
+    }
     return [
         document("stac.json", "items/item.json", item(), stac),
         document("levir-cc.json", "LevirCCcaptions.json", {"images": [image]}, levir, write_images),
         document("settings.json", "_settings.json", {"overlap": 3}, settings),
         document("run.json", "hisem_run.json", trained, run),
         document("sweep.json", "hisem_sweep.json", {"asked": {"base": {"epochs": 1}}, "run_id": "r"}, sweep),
-        document("checkpoints.json", "checkpoints.json", [entry, entry | {"score": None}], checkpoints),
+        Target("checkpoints.json", "checkpoints.json", write_checkpoints, checkpoints, (json_value,) * 3),
+        Target("progress.json", PROGRESS, write_checkpoints, checkpoints, (json_value,) * 3),
         document("manifest.json", "_index/manifest.json", {"tile_size": 256, "benchmark": "LEVIR-CC"}, manifest),
         document("night.json", "_nights/n.json", {"run": "n", "errors": []}, night),
         document("config.yaml", "config.yaml", {"training": {"epochs": 3}, "model": {"bdam": {"layers": 1}}}, config),
@@ -456,13 +473,13 @@ def write_bundle(folder: Path) -> None:
 
     torch.manual_seed(0)
     model = HiSem(from_dict(HiSemConfig, TINY, "fuzz"), Vocabulary((*SPECIALS, *(f"w{n}" for n in range(7)))))
-    model.eval().save(folder / "bundle", {})
+    model.eval().save_pretrained(folder / "bundle", {})
 
 
 def read_bundle(folder: Path) -> None:
     from hisem.model.hisem import HiSem
 
-    HiSem.load(folder / "bundle")
+    HiSem.from_pretrained(folder / "bundle")
 
 
 def write_checkpoint(folder: Path) -> None:
