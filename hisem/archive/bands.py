@@ -15,13 +15,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import numpy as np
-import rasterio.shutil
 from rasterio import Env
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.io import DatasetReader, MemoryFile
+from rasterio.io import DatasetReader
 
 from hisem.archive.encoding import sample_bits
-from hisem.archive.gdal import gdal_env, raster_errors
+from hisem.archive.gdal import gdal_env, raster_errors, vrt_of
 from hisem.archive.options import ReadOptions
 from hisem.archive.raster import open_raster
 from hisem.errors import RasterError
@@ -175,10 +174,7 @@ def _view(raster: DatasetReader, bands: Sequence[int], validity: Validity) -> Ba
         with Env(GDAL_PAM_ENABLED="NO"), DatasetReader(raster.name, sharing=False) as again:
             if again.driver != raster.driver:
                 raise RasterError(f"{raster.name}: is {raster.driver} and {again.driver} at once; convert it.")
-        with MemoryFile(ext=".vrt") as file:
-            rasterio.shutil.copy(raster, file.name, driver="VRT")
-            whole = ET.fromstring(bytes(file.getbuffer()))
-        return BandView(_document(whole, bands, validity), raster)
+        return BandView(_document(vrt_of(raster), bands, validity), raster)
 
 
 def _document(whole: ET.Element, bands: Sequence[int], validity: Validity) -> str:

@@ -6,15 +6,17 @@ import logging
 import os
 import posixpath
 import re
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from xml.sax.saxutils import escape
 
 import rasterio
+import rasterio.shutil
 from rasterio._err import CPLE_BaseError  # the base of what GDAL raises where rasterio does not wrap it
 from rasterio._path import _parse_path, _vsi_path
 from rasterio.errors import RasterioError
-from rasterio.io import DatasetReader
+from rasterio.io import DatasetReader, MemoryFile
 from rasterio.session import DummySession
 
 from hisem.errors import HisemError, RasterError, StorageError
@@ -171,6 +173,14 @@ def raster_errors(
         # complete, and one that is missing would end a run for a single file.
         ending = (remedy(error) if remedy else None) or codec_remedy(error) or damage_of(uri)
         raise RasterError(f"{uri}: {problem} ({cause_of(error)}). {ending[0].upper()}{ending[1:]}.") from error
+
+
+def vrt_of(raster: DatasetReader) -> ET.Element:
+    """The VRT document that GDAL writes of a raster; characters that XML has not, as in old metadata, are replaced."""
+    with MemoryFile(ext=".vrt") as file:
+        rasterio.shutil.copy(raster, file.name, driver="VRT")
+        text = bytes(file.getbuffer()).decode(errors="replace")
+    return ET.fromstring(re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text))
 
 
 def file_stamp(uri: str) -> tuple[int, ...]:

@@ -6,18 +6,16 @@ import math
 import os
 import re
 import stat
-import xml.etree.ElementTree as ET
 from contextlib import suppress
 from functools import lru_cache
 
-import rasterio.shutil
 from rasterio import Env
 from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioIOError
-from rasterio.io import DatasetReader, MemoryFile
+from rasterio.io import DatasetReader
 
 from hisem.archive.encoding import stored_orientation
-from hisem.archive.gdal import DAMAGED, cause_of, file_stamp, has_query, raw_bytes, remedy_of, says_absent
+from hisem.archive.gdal import DAMAGED, cause_of, file_stamp, has_query, raw_bytes, remedy_of, says_absent, vrt_of
 from hisem.errors import RasterError
 from hisem.storage import is_remote
 
@@ -189,10 +187,7 @@ def _require_bounded_mask(raster: DatasetReader, uri: str) -> None:
     """Raise `RasterError` where the mask that `raster` has beside its bands is not bounded."""
     if not _has_mask(raster):
         return
-    with MemoryFile(ext=".vrt") as file:
-        # Of all that rasterio shows, blocks of masks are in this document alone.
-        rasterio.shutil.copy(raster, file.name, driver="VRT")
-        mask = ET.fromstring(bytes(file.getbuffer())).find("MaskBand")
+    mask = vrt_of(raster).find("MaskBand")  # of all that rasterio shows, blocks of masks are in this document alone
     for source in () if mask is None else mask.iter("SourceProperties"):
         _require_bounded_block(int(source.attrib["BlockYSize"]), int(source.attrib["BlockXSize"]), 1, uri)
 

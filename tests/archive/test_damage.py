@@ -56,7 +56,7 @@ def test_our_own_errors_and_an_interrupt_pass() -> None:
 
 
 @pytest.mark.parametrize("error", CLASSES, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("call", ["tags", "colorinterp", "overviews", "block_shapes", "crs", "read", "descriptions"])
+@pytest.mark.parametrize("call", ["tags", "colorinterp", "overviews", "block_shapes", "crs", "read"])
 def test_whatever_a_dataset_raises_is_a_failed_row(
     write_raster: Write, noise: Noise, monkeypatch: pytest.MonkeyPatch, call: str, error: Exception
 ) -> None:
