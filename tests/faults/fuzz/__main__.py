@@ -23,12 +23,15 @@ def main() -> int:
     if chosen.worker:
         serve(chosen.worker, sys.stdin, sys.stdout)
         return 0
-    time.monotonic()
+    since = time.monotonic()
     result = fuzz(chosen.cases, chosen.seed, chosen.workers, chosen.output, tuple(chosen.format))
+    lines = [result.table(), f"seed {chosen.seed}, {time.monotonic() - since:.0f} s, {chosen.workers} worker(s)"]
     kinds = Counter((failure.case.target, failure.verdict, failure.detail[:120]) for failure in result.failures)
-    {(one.case.target, one.verdict, one.detail[:120]): one.case.number for one in result.failures}
-    for (_target, _verdict, _detail), _count in kinds.most_common():
-        pass
+    examples = {(one.case.target, one.verdict, one.detail[:120]): one.case.number for one in result.failures}
+    for kind, count in kinds.most_common():
+        target, verdict, detail = kind
+        lines.append(f"{count:5d} {target} #{examples[kind]}: {verdict}: {detail}")
+    sys.stdout.write("\n".join(lines) + "\n")
     return 1 if result.failures else 0
 
 

@@ -33,6 +33,8 @@ ADDRESS_SPACE = 24 * 2**30
 CASES_PER_TURN = 20
 """Cases of one format in a row, so that workers share the formats evenly."""
 
+COMMAND = [sys.executable, "-m", "tests.faults.fuzz", "--worker"]
+
 FINE = ("value", "refused")
 BAD = ("exception", "signal", "hang", "memory")
 
@@ -118,7 +120,7 @@ class Worker:
         return ("hang", f"over {SECONDS_PER_CASE:g} s") if hung else ("signal", f"exit code {process.returncode}")
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "tests.faults.fuzz", "--worker", str(self.seeds)]
+        command = [*COMMAND, str(self.seeds)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
