@@ -37,7 +37,7 @@ def test_damage_depends_on_the_seed_alone() -> None:
 @pytest.mark.slow
 def test_each_kind_of_failure_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker of checks that fail in each way, in place of those of the product."""
-    monkeypatch.setattr(harness, "SECONDS_PER_CASE", 3.0)
+    monkeypatch.setattr(harness, "SECONDS_PER_CASE", 8.0)
     script = tmp_path / "worker.py"
     script.write_text(
         "import sys\nfrom pathlib import Path\n"
@@ -65,7 +65,7 @@ def failing_targets() -> list[Target]:
         raise RasterError("no")
 
     def grow(_: Path) -> None:
-        np.ones(3 * 2**27)
+        np.ones(5 * 2**28, np.uint8)
 
     checks = {
         "value": lambda _: None,
