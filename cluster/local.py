@@ -261,7 +261,7 @@ def await_jobs(cluster: Cluster) -> None:
 
     def answers() -> bool:
         try:
-            direct.open(request, timeout=5, encoding="utf-8").close()
+            direct.open(request, timeout=5).close()
         except OSError:
             return False
         return True

@@ -82,7 +82,7 @@ def test_numbers_stay_numbers(text: str) -> None:
 
 
 def test_csv_of_a_table_as_another_reader_sees_it() -> None:
-    from hisem.archive.catalogue import csv_bytes
+    from hisem.archive.rows import csv_bytes
 
     texts: list[Any] = ["=HYPERLINK(1)", "@SUM(1)", "-1+cmd|' /C calc'!A0", "-3.5", "plain", None]
     table = pa.table({"text": texts, "number": [-1.5, -2.0, 0.0, 3.0, None, 1.0], "count": pa.array([-1] * 6)})

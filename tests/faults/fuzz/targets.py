@@ -392,7 +392,7 @@ def documents() -> list[Target]:
         return read_levir_cc(str(folder))
 
     def settings(folder: Path) -> object:
-        from hisem.captions.table import refuse_other_settings
+        from hisem.captions.settings import refuse_other_settings
 
         return refuse_other_settings(str(folder), {"overlap": 3})
 
