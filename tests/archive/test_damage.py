@@ -32,8 +32,16 @@ from hisem.schemas import FAILED
 Write = Callable[..., str]
 Noise = Callable[..., Any]
 
-CLASSES = (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), OverflowError("big"), MemoryError(), KeyError("x"))
-CLASSES += (RecursionError("deep"), struct.error("short"), AttributeError("none"), ZeroDivisionError("zero"))
+CLASSES: tuple[Exception, ...] = (
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+    OverflowError("big"),
+    MemoryError(),
+    KeyError("x"),
+    RecursionError("deep"),
+    struct.error("short"),
+    AttributeError("none"),
+    ZeroDivisionError("zero"),
+)
 
 
 def pair(path: str) -> dict[str, Any]:
@@ -165,9 +173,28 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
                 open_raster(str(tmp_path / name))
 
 
-NAMES = ("{name}.ovr", "{name}.msk", "{name}.aux.xml", "{name}.aux", "{name}.OVR", "{name}.hdr", "{stem}.hdr")
-NAMES += ("{stem}.aux", "{stem}.tfw", "{stem}.wld", "{stem}.pgw", "{stem}.tab", "{stem}.xml", "{stem}.RPB")
-NAMES += ("{stem}_RPC.TXT", "{stem}_MTL.txt", "{stem}.imd", "METADATA.DIM", "summary.txt", "DIM_{stem}.XML")
+NAMES = (
+    "{name}.ovr",
+    "{name}.msk",
+    "{name}.aux.xml",
+    "{name}.aux",
+    "{name}.OVR",
+    "{name}.hdr",
+    "{stem}.hdr",
+    "{stem}.aux",
+    "{stem}.tfw",
+    "{stem}.wld",
+    "{stem}.pgw",
+    "{stem}.tab",
+    "{stem}.xml",
+    "{stem}.RPB",
+    "{stem}_RPC.TXT",
+    "{stem}_MTL.txt",
+    "{stem}.imd",
+    "METADATA.DIM",
+    "summary.txt",
+    "DIM_{stem}.XML",
+)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])

@@ -75,10 +75,11 @@ def failing_targets() -> list[Target]:
         "hang": lambda _: time.sleep(60),
         "memory": grow,
     }
-    return [
-        Target(name, "a", lambda folder: (folder / "a").write_bytes(b"abc") and None, check)
-        for name, check in checks.items()
-    ]
+
+    def write(folder: Path) -> None:
+        (folder / "a").write_bytes(b"abc")
+
+    return [Target(name, "a", write, check) for name, check in checks.items()]
 
 
 def test_an_exception_is_placed_in_the_product() -> None:

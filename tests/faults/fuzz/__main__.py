@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
-from tests.faults.fuzz.harness import cores, fuzz, serve
+from tests.faults.fuzz.harness import Failure, cores, fuzz, serve
 
 
 def main() -> int:
@@ -26,11 +26,13 @@ def main() -> int:
     since = time.monotonic()
     result = fuzz(chosen.cases, chosen.seed, chosen.workers, chosen.output, tuple(chosen.format))
     lines = [result.table(), f"seed {chosen.seed}, {time.monotonic() - since:.0f} s, {chosen.workers} worker(s)"]
-    kinds = Counter((failure.case.target, failure.verdict, failure.detail[:120]) for failure in result.failures)
-    examples = {(one.case.target, one.verdict, one.detail[:120]): one.case.number for one in result.failures}
-    for kind, count in kinds.most_common():
-        target, verdict, detail = kind
-        lines.append(f"{count:5d} {target} #{examples[kind]}: {verdict}: {detail}")
+    kinds: defaultdict[tuple[str, str, str], list[Failure]] = defaultdict(list)
+    for one in result.failures:
+        kinds[one.case.target, one.verdict, one.detail.partition(":")[0]].append(one)
+    for (target, verdict, _), alike in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        first = alike[0]
+        detail = " ".join(first.detail.split())[:160]
+        lines.append(f"{len(alike):5d} {target}, as in case {first.case.number}: {verdict}: {detail}")
     sys.stdout.write("\n".join(lines) + "\n")
     return 1 if result.failures else 0
 

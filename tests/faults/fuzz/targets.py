@@ -101,7 +101,7 @@ def raster(
 
 def rasters() -> list[Target]:
     tiff = (tiff_entry,)
-    blocks = {"tiled": True, "blockxsize": 32, "blockysize": 32}
+    blocks: dict[str, Any] = {"tiled": True, "blockxsize": 32, "blockysize": 32}
     found = [
         raster("striped.tif", fields=tiff, mask=True),
         raster("tiled-deflate.tif", fields=tiff, mask=True, compress="deflate", predictor=2, **blocks),
@@ -394,7 +394,8 @@ def documents() -> list[Target]:
     def settings(folder: Path) -> object:
         from hisem.captions.settings import refuse_other_settings
 
-        return refuse_other_settings(str(folder), {"overlap": 3})
+        refuse_other_settings(str(folder), {"overlap": 3})
+        return None
 
     def run(folder: Path) -> object:
         from hisem.distributed.run_file import RunFile
