@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 
-from hisem.archive import footprints
 from hisem.archive.acquisitions import Reason
 from hisem.archive.footprint_table import read_footprints
 from hisem.archive.footprints import MAX_POINTS, repaired
@@ -128,7 +127,7 @@ def test_repairs_are_asked_for_few_points_alone(monkeypatch: pytest.MonkeyPatch)
         return real(polygons, *args, **options)
 
     real = shapely.make_valid
-    monkeypatch.setattr(footprints.shapely, "make_valid", counted)
+    monkeypatch.setattr(shapely, "make_valid", counted)
     for geometry in [*(one for one, _ in USABLE.values()), *UNUSABLE.values()]:
         try:
             repaired(parsed(geometry))
