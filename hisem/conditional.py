@@ -39,7 +39,7 @@ TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 @dataclass(frozen=True)
 class Version:
-    """State of a file at one moment, by which a later state is told apart."""
+    """State of a file at one moment, which every later write changes."""
 
     etag: str
     generation: str | None = None

@@ -25,7 +25,7 @@ class Entry:
     """Boot of the machine and namespace of its processes; empty where they cannot be found out."""
     pid: int
     born: str
-    """Start time of the process, by which another one of the same number is told apart."""
+    """Start time of the process, which differs for another one of the same number."""
     since: str
     what: str
     token: str = ""

@@ -54,7 +54,7 @@ def mark_checked(lock: Lock) -> None:
 
 
 def _listing(output: str) -> bytes:
-    """Return what tells the table's files from others: names, sizes and times."""
+    """Return a digest of the names, sizes and times of the table's files."""
     fs, root = storage.filesystem(storage.join(output, PUBLISHED))
     whole = hashlib.sha256()
     try:

@@ -116,7 +116,7 @@ def test_a_suspended_holder_on_this_machine_is_taken_over_and_loses_its_writes(o
 
 
 @pytest.mark.parametrize("age", [0, -7200])
-def test_a_silent_holder_on_another_machine_is_taken_over_whatever_its_file_time(output: str, age: int) -> None:
+def test_a_silent_holder_on_another_machine_is_taken_over_for_any_file_time(output: str, age: int) -> None:
     put(output, elsewhere())
     if not storage.is_remote(output):
         os.utime(Path(output, WRITER), (time.time() - age, time.time() - age))
@@ -297,7 +297,7 @@ def test_a_store_that_ignores_conditions_is_named(
             held.write("b", b"", None)
 
 
-def test_a_store_that_refuses_is_an_error_that_says_so(
+def test_a_store_that_refuses_is_an_error_with_the_reason(
     bucket: str, s3_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hisem import object_files
