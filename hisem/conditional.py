@@ -26,13 +26,12 @@ from hisem.errors import BusyError, ConflictError, StorageError
 
 log = logging.getLogger(__name__)
 
-GUARD = "_locks/.guard"
+LOCKS = "_locks"
+GUARD = f"{LOCKS}/.guard"
 """File that is locked while a local file is replaced; never removed, as others may hold it open."""
 GUARD_SECONDS = 60.0
 """How long the guard is waited for: it is held for a rename."""
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
-SMALL = 1 << 16
-"""Bytes up to which the guard is held while the content is written, too."""
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 """Name of a file that was being written, by `storage.write_bytes` or here."""
 
@@ -118,15 +117,17 @@ class LocalFiles:
         path = self.root / name
         try:
             make_folder(path.parent)
-            if len(content) <= SMALL:  # such as the lock's own file, beside which others look for temporary ones
+            if name.startswith(f"{LOCKS}/"):  # others may clear this folder meanwhile, and nothing in it need last
                 with self._guarded():
-                    return self._replace(path, write_temporary(path, content), content, expected, check)
+                    return self._replace(path, write_temporary(path, content, sync=False), content, expected, check)
             temporary = write_temporary(path, content)
             try:
-                with self._guarded():
-                    return self._replace(path, temporary, content, expected, check)
+                with self._guarded():  # held as shortly as can be: who is suspended with it blocks all others
+                    version = self._replace(path, temporary, content, expected, check)
             finally:
                 temporary.unlink(missing_ok=True)
+            sync_folder(path.parent)
+            return version
         except OSError as error:
             raise StorageError(f"{path}: cannot be written ({error}).") from error
 
@@ -138,7 +139,6 @@ class LocalFiles:
             if there != expected and (there is None or path.read_bytes() != content):
                 raise ConflictError(f"{path}: another process wrote it meanwhile.")
             temporary.rename(path)
-            sync_folder(path.parent)
             return _version(path.stat())
         finally:
             temporary.unlink(missing_ok=True)
@@ -157,7 +157,7 @@ class LocalFiles:
             raise StorageError(f"{path}: cannot be removed ({error}).") from error
 
     def clear(self, folders: Iterable[str]) -> None:
-        """Remove temporary files of killed processes, with the lock held; small ones of others are under the guard."""
+        """Remove temporary files of killed processes, with the lock held; those of lock files lie under the guard."""
         for folder in folders:
             found = (self.root / folder).glob(".*.tmp") if folder in ("", ".") else (self.root / folder).rglob(".*.tmp")
             for path in found:
@@ -270,14 +270,15 @@ def write_durably(uri: str, content: bytes) -> None:
         raise StorageError(f"{path}: cannot be written ({error}).") from error
 
 
-def write_temporary(path: Path, content: bytes) -> Path:
-    """Write content for `path` under a hidden name beside it, on the disk when this returns."""
+def write_temporary(path: Path, content: bytes, sync: bool = True) -> Path:
+    """Write content for `path` under a hidden name beside it, with `sync` on the disk when this returns."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -20,12 +20,12 @@ import pyarrow.fs as pafs
 
 from hisem import storage
 from hisem.captions.holder import UNKNOWN, Entry, born, clock, holder_in, is_here, is_stopped, myself, parsed
-from hisem.conditional import Read, Version, files_of
+from hisem.conditional import LOCKS, Read, Version, files_of
 from hisem.errors import BusyError, ConflictError, StorageError, TakenOverError
 
 log = logging.getLogger(__name__)
 
-LOCKS, WRITER = "_locks", "_locks/writer.json"
+WRITER = f"{LOCKS}/writer.json"
 BEAT = 10.0
 """Seconds between two heartbeats."""
 STALE = 60.0

@@ -18,12 +18,13 @@ from hisem.archive.catalogue import read_catalogue
 from hisem.captions import staging
 from hisem.captions import table as captions
 from hisem.captions.failures import FailureLog
-from hisem.captions.lock import LOCKS, Lock, exclusive
+from hisem.captions.lock import Lock, exclusive
 from hisem.captions.night import NIGHTS
 from hisem.captions.options import GREEDY, Captioning
 from hisem.captions.repair import mark_checked, repair
 from hisem.captions.settings import require_settings
 from hisem.captions.staging import Job
+from hisem.conditional import LOCKS
 from hisem.distributed import session
 from hisem.distributed.captioner import CaptionOptions, captioned, stamps, with_captioners
 from hisem.distributed.conclusion import PAGES, Outcome, conclude, conclude_interrupted, report, telling_only
