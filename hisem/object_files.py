@@ -118,7 +118,8 @@ def _store(kind: str, folder: str, bucket: str) -> Any:
         return GCSStore(bucket, client_options=options, retry_config=RETRY)
     if kind == "abfs":
         host = urlsplit(folder).hostname or ""
-        account: Any = {"account_name": host.partition(".")[0]} if "." in host else {}
+        name = host.partition(".")[0] if "." in host else os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+        account: Any = {"account_name": name} if name else {}
         return AzureStore(bucket, config=account, client_options=options, retry_config=RETRY)
     config, provider = _s3(bucket)
     if config.get("endpoint", "").startswith("http://"):
