@@ -53,9 +53,8 @@ class Lock:
         """Raise `TakenOverError` where another run took the folder over."""
         if self._taken_by is None:
             there = self._files.read(WRITER)
-            entry = holder_in(there) if there else None
-            if entry is None or entry.token != self.token:
-                self._taken_by = entry or UNKNOWN
+            if there is None or self.token.encode() not in there.content:  # quickly, as it is checked under the guard
+                self._taken_by = (holder_in(there) if there else None) or UNKNOWN
             elif not self._files.conditional and clock() - self._written > STALE - BEAT:
                 self._taken_by = UNKNOWN  # it may be: on such a storage the silence itself ends the right to write
         if self._taken_by is not None:
