@@ -14,12 +14,12 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 _task_failed: Any = RayActorManager._actor_task_failed
 
 
-def _failed(manager: RayActorManager, task: Any, exception: Exception) -> None:
+def _failed(manager: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
     """Have the death of an actor handled as one, for any reason that Ray gives."""
     if isinstance(exception, RayError) and not isinstance(exception, (RayActorError, RayTaskError)):
         reason = f"{type(exception).__name__}: {exception}"
         exception = RayActorError(error_msg=reason)
-    _task_failed(manager, task, exception)
+    _task_failed(manager, tracked_actor_task, exception)
 
 
 def fail_trials_alone() -> None:
