@@ -18,8 +18,8 @@ import ray._private.worker
 log = logging.getLogger(__name__)
 
 LEVEL = "RAY_BACKEND_LOG_LEVEL"
-NO_FAULTS = ("worker processes have been started on node",)
-"""Parts of messages that nothing is wrong by: actors that take no CPU are more than CPUs."""
+NO_FAULTS = ("worker processes have been started on node", "Terminated with signal 15")
+"""Parts of messages that nothing is wrong by: actors that take no CPU are more than CPUs, and Ray ends its own."""
 
 _print: Any = ray._private.worker.print_to_stdstream
 

@@ -54,6 +54,7 @@ def test_a_healthy_run_prints_nothing_of_rays() -> None:
     ("line", "shown"),
     [
         ("3 worker(s) were killed due to the node running low on memory.", True),
+        ("The autoscaler failed with the following error:\nTerminated with signal 15\n  File", False),
         ("WARNING: 8 PYTHON worker processes have been started on node: 1 with address: 2, which is 4x", False),
     ],
 )
