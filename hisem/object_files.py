@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterable
 from datetime import timedelta
 from importlib.util import find_spec
@@ -32,6 +33,8 @@ from hisem.storage import CONNECT_SECONDS, STALL_SECONDS
 log = logging.getLogger(__name__)
 
 RETRY: Any = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
+SUSPENDED_SECONDS = 120.0
+"""A request that fails after so long had no retries if the process was suspended meanwhile: it is sent once more."""
 REQUEST_SECONDS = 900
 """Limit of one request: a file of 262,144 rows has some 100 MB."""
 NOT_IMPLEMENTED = ("status code: 501", "NotImplemented")
@@ -52,18 +55,27 @@ class ObjectFiles:
 
     def read(self, name: str) -> Read | None:
         """Return the object, None where it is absent."""
+        return self._read(name, again=True)
+
+    def _read(self, name: str, again: bool) -> Read | None:
+        began = time.monotonic()
         try:
             found = obstore.get(self._store, self._key(name))
-            content = bytes(found.bytes())
+            return Read(bytes(found.bytes()), _version(found.meta))
         except FileNotFoundError:
             return None
         except (BaseError, OSError) as error:
+            if again and time.monotonic() - began > SUSPENDED_SECONDS:
+                return self._read(name, again=False)
             raise self._failed(name, "read", error) from error
-        return Read(content, _version(found.meta))
 
     def put(self, name: str, content: bytes, expected: Version | None, check: Check = unchecked) -> Version:
         """Write the object, in one request."""
+        return self._put_checked(name, content, expected, check, again=True)
+
+    def _put_checked(self, name: str, content: bytes, expected: Version | None, check: Check, again: bool) -> Version:
         check()
+        began = time.monotonic()
         try:
             mode: Any = "create" if expected is None else _condition(expected)
             if not self.conditional:
@@ -83,6 +95,8 @@ class ObjectFiles:
             ):
                 self.conditional = False
                 return self.put(name, content, expected, check)
+            if again and time.monotonic() - began > SUSPENDED_SECONDS:
+                return self._put_checked(name, content, expected, check, again=False)
             raise self._failed(name, "written", error) from error
 
     def remove(self, name: str, expected: Version, instead: bytes, check: Check = unchecked) -> None:

@@ -54,7 +54,7 @@ class Lock:
         if self._taken_by is None:
             there = self._files.read(WRITER)
             if there is None or self.token.encode() not in there.content:  # quickly, as it is checked under the guard
-                self._taken_by = (holder_in(there) if there else None) or UNKNOWN
+                self._taken_by = parsed(there.content) if there else UNKNOWN
             elif not self._files.conditional and clock() - self._written > STALE - BEAT:
                 self._taken_by = UNKNOWN  # it may be: on such a storage the silence itself ends the right to write
         if self._taken_by is not None:
@@ -243,7 +243,7 @@ def exclusive(folder: str, what: str) -> Iterator[Lock]:
     lock.acquire()
     try:
         yield lock
-    except StorageError:
+    except TakenOverError:
         raise
     except Exception as error:
         if lock.is_taken_over():

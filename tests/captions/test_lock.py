@@ -17,6 +17,7 @@ from typing import Any
 
 import obstore
 import pytest
+from obstore.exceptions import GenericError
 
 from hisem import conditional, storage
 from hisem.captions import holder, lock
@@ -343,3 +344,29 @@ def test_credentials_come_from_where_arrow_finds_them(
     monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
     with exclusive(bucket, "night"):
         pass
+
+
+def test_a_request_that_was_cut_off_by_a_suspension_is_sent_again(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time for retries passed while the process was suspended."""
+    monkeypatch.setattr("hisem.object_files.SUSPENDED_SECONDS", 0.0)
+    for deed in ("get", "put"):
+        failures = [GenericError("error sending request")]
+        real = getattr(obstore, deed)
+
+        def cut(*args: Any, real: Any = real, failures: list[Exception] = failures, **more: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return real(*args, **more)
+
+        with exclusive(bucket, "night") as held, monkeypatch.context() as patch:
+            patch.setattr(obstore, deed, cut)
+            held.write(deed, b"1", None)
+        assert storage.read_bytes(f"{bucket}/{deed}") == b"1"
+        assert failures == []
+
+
+def test_a_holder_that_ended_meanwhile_is_named(output: str) -> None:
+    with exclusive(output, "night") as held:
+        put(output, elsewhere(what="another run", released=True))
+        with pytest.raises(TakenOverError, match="another run"):
+            held.require()

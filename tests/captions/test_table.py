@@ -326,7 +326,7 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
 
 def test_many_dates_are_published_quickly(tmp_path: Path) -> None:
     """One pass over the rows: an archive has thousands of dates."""
-    times = [datetime(2020 + number % 5, 1 + number % 12, 1 + number % 28, tzinfo=UTC) for number in range(20_000)]
+    times = [datetime(2020, 1 + number % 12, 1 + number % 28, tzinfo=UTC) for number in range(20_000)]
     table = rows(*(row(f"p/{number}", after_time=time) for number, time in enumerate(times)))
     captions.publish(table, str(tmp_path))
     dates = {time.date().isoformat() for time in times}
