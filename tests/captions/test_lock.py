@@ -350,7 +350,7 @@ def test_a_request_that_was_cut_off_by_a_suspension_is_sent_again(bucket: str, m
     """Its time for retries passed while the process was suspended."""
     monkeypatch.setattr("hisem.object_files.SUSPENDED_SECONDS", 0.0)
     for deed in ("get", "put"):
-        failures = [GenericError("error sending request")]
+        failures: list[Exception] = [GenericError("error sending request")]
         real = getattr(obstore, deed)
 
         def cut(*args: Any, real: Any = real, failures: list[Exception] = failures, **more: Any) -> Any:
