@@ -35,7 +35,17 @@ def opens_text(call: ast.Call) -> bool:
     return any(isinstance(value, ast.Constant) and value.value is True for value in texts)
 
 
-NOT_FILES = {"os", "memory", "rasterio", "Image", "RunFile", "SweepFile", "pystac_client.Client", "webbrowser"}
+NOT_FILES = {
+    "direct",
+    "os",
+    "memory",
+    "rasterio",
+    "Image",
+    "RunFile",
+    "SweepFile",
+    "pystac_client.Client",
+    "webbrowser",
+}
 """What has an `open` that opens no text."""
 
 

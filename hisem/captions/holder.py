@@ -78,7 +78,8 @@ def clock() -> float:
 
 def _machine() -> str:
     try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{os.readlink('/proc/self/ns/pid')}"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
 
@@ -86,7 +87,7 @@ def _machine() -> str:
 def _status(pid: int) -> list[str]:
     """Return what Linux knows of a process of this machine, from its state on; nothing where it has exited."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return []
     return [] if fields[0] in "ZX" else fields

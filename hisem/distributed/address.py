@@ -82,7 +82,7 @@ def _current() -> tuple[str, str]:
     running = sorted(set(_clusters()))
     file = Path(ray_folder.path()) / CURRENT
     try:
-        named = file.read_text().strip()
+        named = file.read_text(encoding="utf-8").strip()
     except OSError:
         named = ""
     if named and len(running) != 1:

@@ -319,7 +319,7 @@ class _Listener:
 def _error(trial: Any) -> str:
     """What went wrong at last in a trial; empty where nothing did."""
     here = Path(trial.error_file or "")  # on the storage it is some seconds later
-    text = here.read_text() if here.is_file() else trial.get_error() or ""
+    text = here.read_text(encoding="utf-8") if here.is_file() else trial.get_error() or ""
     lines = [line.strip() for line in text.rpartition("Failure # ")[2].splitlines()[1:] if line.strip()]
     if "Traceback" in text:
         return next((line for line in reversed(lines) if re.match(r"[\w.]+Error: ", line)), lines[-1])

@@ -298,7 +298,7 @@ def test_a_width_that_clip_cannot_have(build):
         ({"top_k": 5}, "moe.top_k=5"),
         ({"groups_kept": 5}, "moe.groups_kept=5"),
         ({"heads": 5}, "heads=5: must divide the backbone's 64 channels"),
-        ({"threshold": 2.0}, "threshold=2.0"),
+        ({"threshold": 2.0}, "threshold is 2.0"),
     ],
 )
 def test_flags_that_do_not_fit(build, flags, told):

@@ -28,7 +28,7 @@ def save(checkpoints: Checkpoints, epoch: int, score: float | None, step: int = 
     def fill(folder: Path) -> None:
         (folder / "weights").write_text("w")
 
-    history = [{"epoch": float(number)} for number in range(epoch)]
+    history = [{"epoch": float(number)} for number in range(1, epoch + 1)]
     checkpoints.save(fill, Progress(epoch, EpochSums(steps=step), history), score)
 
 
@@ -64,7 +64,7 @@ def test_one_inside_an_epoch_is_replaced_by_the_next(tmp_path: Path) -> None:
     latest = checkpoints.latest()
     assert latest is not None
     assert read_progress(checkpoints.fetch(latest, tmp_path / "none")) == Progress(
-        1, EpochSums(steps=7), [{"epoch": 0.0}]
+        1, EpochSums(steps=7), [{"epoch": 1.0}]
     )
     save(checkpoints, 1, None, step=9)
     assert [name[:11] for name in folders(str(tmp_path))] == ["0001-000000", "0001-000009"]
@@ -140,7 +140,7 @@ def test_no_write_touches_a_checkpoint_that_is_listed(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):  # the same epoch again, cut off
-        checkpoints.save(fill, Progress(1, EpochSums(), [{"epoch": 0.0}]), 0.6)
+        checkpoints.save(fill, Progress(1, EpochSums(), [{"epoch": 1.0}]), 0.6)
     assert checkpoints.entries() == [first]
     save(checkpoints, 1, 0.6)
     (second,) = checkpoints.entries()
@@ -177,7 +177,7 @@ def whole(tiny: Callable[..., HiSem], tmp_path: Path) -> Checkpoints:
         pq.write_table(results_table([]), folder / "validation.parquet")
 
     for epoch in (1, 2):
-        history = [{"epoch": float(number), "val_bleu_4": 0.1} for number in range(epoch)]
+        history = [{"epoch": float(number), "val_bleu_4": 0.1} for number in range(1, epoch + 1)]
         checkpoints.save(fill, Progress(epoch, EpochSums(), history), 0.1 * epoch)
     return checkpoints
 
@@ -226,6 +226,16 @@ def test_all_after_a_damaged_checkpoint_is_repeated(whole: Checkpoints, tmp_path
         whole.cut_damaged(require_whole)
 
 
+def test_epochs_of_version_0_1_are_renumbered_from_1(whole: Checkpoints) -> None:
+    folder = Path(whole.run, "checkpoints", whole.entries()[1].name)
+    now = read_progress(folder)
+    assert [report["epoch"] for report in now.history] == [1, 2]
+    stored = json.loads((folder / "progress.json").read_text())
+    old = [report | {"epoch": report["epoch"] - 1} for report in stored["history"]]
+    (folder / "progress.json").write_text(json.dumps(stored | {"history": old}))
+    assert read_progress(folder) == now
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -234,7 +244,7 @@ def test_all_after_a_damaged_checkpoint_is_repeated(whole: Checkpoints, tmp_path
         {"done": {"steps": -1}},
         {"done": {"steps": "many"}},
         {"done": 7},
-        {"history": [{"epoch": 1.0}, {"epoch": 0.0}]},
+        {"history": [{"epoch": 2.0}, {"epoch": 1.0}]},
         {"history": [7, 8]},
         {"more": 1},
     ],
