@@ -58,10 +58,11 @@ class Lock:
             elif not self._files.conditional and clock() - self._written > STALE - BEAT:
                 self._taken_by = UNKNOWN  # it may be: on such a storage the silence itself ends the right to write
         if self._taken_by is not None:
+            other = "one that has ended" if self._taken_by is UNKNOWN else self._taken_by.name()
             raise TakenOverError(
-                f"{self.folder}: this run stood still for more than {STALE:g} s, and another one took over: "
-                f"{self._taken_by.name()}. This run wrote nothing since; what it had put aside is the other's. "
-                "Wait for its end, then run the command again."
+                f"{self.folder}: this run stood still for more than {STALE:g} s, and another one took over: {other}. "
+                "This run wrote nothing since; what it had put aside is the other's. Wait for its end, then run the "
+                "command again."
             )
 
     def is_taken_over(self) -> bool:
