@@ -54,12 +54,16 @@ class TuneState:
         self.scheduler: Halving | None = None
 
     def restore(self) -> bool:
-        """Give Ray Tune what was stored, if anything; True where that is so.
+        """Give Ray Tune what was stored, if anything, and return whether there is something to continue.
 
-        Raises `StorageError` where it is damaged.
+        A sweep of version 0.1 has no state, but what Ray Tune copied by itself: trials and search without rungs.
+        Raises `StorageError` where the state is damaged.
         """
+        stored = storage.exists(self._path)
+        if not stored and self._has_trials():
+            return True
         self._clear()
-        if not storage.exists(self._path):
+        if not stored:
             return False
         try:
             with zipfile.ZipFile(io.BytesIO(storage.read_bytes(self._path))) as archive:
@@ -76,6 +80,12 @@ class TuneState:
             stem, dash, suffix = name.partition("-.")
             storage.write_bytes(storage.join(self._tune, f"{stem}-{now}.{suffix}" if dash else name), content)
         return True
+
+    def _has_trials(self) -> bool:
+        """True if Ray Tune has copied its trials, before which it writes all else."""
+        start, end = TRIALS.split("{}")
+        names = (path.rpartition("/")[2] for path in storage.list_files(self._tune, end))
+        return any(name.startswith(start) for name in names)
 
     def _clear(self) -> None:
         """Remove what Ray Tune copied here by itself: the copy of one file may be older than that of another."""

@@ -16,6 +16,7 @@ from hisem.distributed.tune_state import Halving, TuneState
 from hisem.errors import StorageError
 
 TRIALS, EPOCHS = 12, 9
+TRIALS_FILE = "experiment_state-2026-01-01_00-00-00.json"
 FILES = {"experiment_state-{}.json": b"trials", "search_gen_state-{}.json": b"search", "searcher-state-{}.pkl": b"tpe"}
 
 
@@ -124,6 +125,13 @@ def test_a_sweep_that_was_killed_before_its_first_state_begins_anew(folder: str,
     TuneState(folder).take([])
     TuneState(folder).take([Trial("a", str(staging))])  # Ray Tune has written nothing yet
     assert not storage.exists(f"{folder}/tune.zip")
+
+
+def test_a_sweep_of_version_0_1_continues_with_what_ray_tune_copied(folder: str) -> None:
+    storage.write_bytes(f"{folder}/tune/{TRIALS_FILE}", b"trials")
+    before = storage.list_files(f"{folder}/tune")
+    assert TuneState(folder).restore()
+    assert storage.list_files(f"{folder}/tune") == before
 
 
 def test_a_storage_that_fails_for_a_while_is_told_and_the_next_state_counts(
