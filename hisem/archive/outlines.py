@@ -1,13 +1,12 @@
 """Outlines of windows in degrees: rectangles of a map as the ground that they cover.
 
 A straight edge of a map is curved in degrees, so that edges are densified before they are projected. That is all for
-nearly every window. Where it is not enough (a pole lies inside, the window is large, or a part of it is off the Earth),
-the window is cut into cells until it is, and their outlines are joined.
+nearly every window. Where it is not enough (a pole lies inside, or the window is large), `rings` gives its edges as
+many vertices as they need. What lies off the Earth in part is cut into cells, and the outlines of those on it are
+joined.
 """
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +14,12 @@ import shapely
 from rasterio.crs import CRS
 
 from hisem.archive.globe import WGS84, joined, on_earth, poles_of, projected, to_degrees, turn_of, unwrapped
+from hisem.archive.rings import MAX_ERROR, MAX_STEP, NEAR, SEGMENTS, Poles, ring_outlines
 
 SEGMENTS_PER_EDGE = 4
 """Of the shorter edge; those of the longer one are as long."""
 MAX_SEGMENTS = 64
 """Of one edge, however much longer than the other it is."""
-CELL_SEGMENTS = 8
-"""Of each edge of a cell."""
 MAX_DEPTH = 7
 """Times that a window is cut in four: cells are then less than a hundredth of it high and wide."""
 FIRST_LOOK = 3
@@ -30,10 +28,6 @@ MAX_CELLS = 20_000
 """Cells at once, beyond which no more are cut."""
 CUT_AT_ONCE = 64
 """Windows that are cut into cells together."""
-MAX_STEP = 60.0
-"""Degrees of longitude between neighbors on an outline, beyond which it is cut."""
-MAX_ERROR = 0.003
-"""Share of a window's area that may lie between its curved edges and the straight ones of its outline."""
 LATTICE = 17
 """Points along either side of all windows together, where it is looked whether they lie on Earth."""
 AT_ONCE = 65_536
@@ -66,14 +60,8 @@ def _outlines(crs: CRS, boxes: Floats, strict: bool) -> Geometries:
     sides = np.stack([boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]])
     step = sides.min() / SEGMENTS_PER_EDGE
     across, down = (int(min(np.ceil(side.max() / step - 1e-6), MAX_SEGMENTS)) for side in sides)
-    places = edges(boxes, across, down)
     poles = poles_of(crs)
-    rings, fine = _projected_rings(crs, places, (across, down), poles, strict)
-    for x, y, _ in poles:
-        near = 1e-6 * sides.min(axis=0)
-        fine &= (
-            (x < boxes[:, 0] - near) | (x > boxes[:, 2] + near) | (y < boxes[:, 1] - near) | (y > boxes[:, 3] + near)
-        )
+    rings, fine = _projected_rings(crs, boxes, (across, down), poles, strict)
     found = np.full(len(boxes), None, object)
     once = ~_edge_starts(across, down)
     once[0] = True
@@ -86,48 +74,46 @@ def _outlines(crs: CRS, boxes: Floats, strict: bool) -> Geometries:
     return found
 
 
-def _cut(crs: CRS, boxes: Floats, poles: list[tuple[float, float, float]], strict: bool) -> Geometries:
-    """Outlines of boxes that have to be cut into cells."""
-    owners, cells = _cut_at_poles(boxes, poles)
+def _cut(crs: CRS, boxes: Floats, poles: Poles, strict: bool) -> Geometries:
+    """Outlines of boxes that need more vertices, or have to be cut into cells."""
+    owners, cells = np.arange(len(boxes)), boxes
     pieces: list[list[shapely.Geometry]] = [[] for _ in boxes]
     for depth in range(MAX_DEPTH + 1):
-        last = depth == MAX_DEPTH or 4 * len(cells) > MAX_CELLS
-        segments = CELL_SEGMENTS, CELL_SEGMENTS
-        rings, done = _projected_rings(crs, edges(cells, *segments), segments, poles, strict, anyhow=last)
-        for owner, piece in zip(owners[done], on_earth(shapely.polygons(rings[done])), strict=True):
+        rings, done = _projected_rings(crs, cells, (SEGMENTS, SEGMENTS), poles, strict)
+        there = np.isfinite(rings[..., 0]).all(axis=1)
+        found = np.full(len(cells), None, object)
+        found[done] = on_earth(shapely.polygons(rings[done]))
+        found[~done & there] = ring_outlines(crs, cells[~done & there], poles, strict)
+        left = np.equal(found, None) & ~done
+        for owner, piece in zip(owners, found, strict=True):
             if piece is not None:
                 pieces[owner].append(piece)
-        left = ~done
         if depth >= FIRST_LOOK:
-            away = np.flatnonzero(left & np.isnan(rings[:, 0, 0]))
+            away = np.flatnonzero(~there)
             left[away[~_touch_earth(crs, cells[away], strict)]] = False
-        if last or not left.any():
+        if not left.any() or 4 * left.sum() > MAX_CELLS:
             break
         owners, cells = np.repeat(owners[left], 4), _quarters(cells[left])
-    found = np.empty(len(boxes), object)
-    found[:] = [joined(some) for some in pieces]
-    return found
+    whole = np.empty(len(boxes), object)
+    whole[:] = [joined(some) for some in pieces]
+    return whole
 
 
 def _projected_rings(
-    crs: CRS,
-    places: Floats,
-    segments: tuple[int, int],
-    poles: list[tuple[float, float, float]],
-    strict: bool,
-    anyhow: bool = False,
+    crs: CRS, boxes: Floats, segments: tuple[int, int], poles: Poles, strict: bool
 ) -> tuple[Floats, Flags]:
-    """Rings as `edges` gives them in degrees, and which of them are outlines as they are; `anyhow`, coarse ones too."""
-    rings = to_degrees(crs, places, strict=strict)
-    _settle_poles(rings, places, _edge_starts(*segments), poles)
+    """The rings of `edges` in degrees, and which of them are outlines as they are."""
+    rings = to_degrees(crs, edges(boxes, *segments), strict=strict)
     rings[..., 0] = unwrapped(rings[..., 0])
     steps = np.abs(np.diff(rings[..., 0], axis=1)).max(axis=1)
     with np.errstate(invalid="ignore"):
         closed = np.abs(rings[:, -1, 0] - rings[:, 0, 0]) < 1e-6  # what winds around the Earth does not
-        fine = closed & (steps <= (179.0 if anyhow else MAX_STEP))
-        if not anyhow:
-            fine &= _errors(rings, _edge_starts(*segments)) <= MAX_ERROR
+        fine = closed & (steps <= MAX_STEP) & (_errors(rings, _edge_starts(*segments)) <= MAX_ERROR)
     rings[:, -1] = rings[:, 0]
+    near = NEAR * np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
+    for x, y, _ in poles:
+        across = (x >= boxes[:, 0] - near) & (x <= boxes[:, 2] + near)
+        fine &= ~(across & (y >= boxes[:, 1] - near) & (y <= boxes[:, 3] + near))
     return rings, fine
 
 
@@ -153,15 +139,6 @@ def _edge_starts(across: int, down: int) -> Flags:
     return starts
 
 
-def _settle_poles(rings: Floats, places: Floats, starts: Flags, poles: list[tuple[float, float, float]]) -> None:
-    """Give the vertices of `rings` that are a pole its latitude, and the longitude of the edge that they end."""
-    for x, y, latitude in poles:
-        size = np.ptp(places, axis=1).min(axis=-1)[:, None]
-        row, col = np.nonzero(np.abs(places - (x, y)).max(axis=-1) <= 1e-6 * size)
-        rings[row, col, 1] = latitude
-        rings[row, col, 0] = rings[row, col + np.where(starts[col], 1, -1), 0]
-
-
 def _errors(rings: Floats, starts: Flags) -> Floats:
     """Which share of the area within each ring lies between it and the curves that it stands for."""
     radians = np.radians(rings)
@@ -173,27 +150,12 @@ def _errors(rings: Floats, starts: Flags) -> Floats:
     strips = np.hypot(off[..., 0] * narrowing, off[..., 1]) * np.hypot(along[..., 0] * narrowing, along[..., 1]) / 6
     ends = np.roll(starts, -1)
     between = ~(starts | ends)[1:-1]
-    east, height = radians[..., 0] - radians[:, :1, 0], np.sin(radians[..., 1]) - np.sin(radians[:, :1, 1])
+    # Near a pole the differences of sines have no digits left.
+    middle, half = (radians[..., 1] + radians[:, :1, 1]) / 2, (radians[..., 1] - radians[:, :1, 1]) / 2
+    east, height = radians[..., 0] - radians[:, :1, 0], 2 * np.cos(middle) * np.sin(half)
     area = np.abs(np.sum(east[:, :-1] * height[:, 1:] - east[:, 1:] * height[:, :-1], axis=1)) / 2
     with np.errstate(divide="ignore", invalid="ignore"):
         return strips[:, between].sum(axis=1) / area
-
-
-def _cut_at_poles(boxes: Floats, poles: list[tuple[float, float, float]]) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Cells of which no pole lies inside or on an edge, but at a corner at most, and the box of each."""
-    owners, cells = [], []
-    for number, (left, bottom, right, top) in enumerate(boxes.tolist()):
-        xs, ys = {left, right}, {bottom, top}
-        near = 1e-6 * min(right - left, top - bottom)
-        for x, y, _ in poles:
-            if left - near <= x <= right + near and bottom - near <= y <= top + near:
-                xs |= {x} if left + near < x < right - near else set()
-                ys |= {y} if bottom + near < y < top - near else set()
-        columns, rows = sorted(xs), sorted(ys)
-        for low, high in pairwise(rows):
-            cells += [(west, low, east, high) for west, east in pairwise(columns)]
-        owners += [number] * ((len(columns) - 1) * (len(rows) - 1))
-    return np.array(owners), np.array(cells)
 
 
 def _quarters(cells: Floats) -> Floats:
