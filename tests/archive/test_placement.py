@@ -7,9 +7,10 @@ of them on any grid must be what it is there.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ from hisem.archive.index import index_pair
 from hisem.archive.options import ReadOptions
 from hisem.archive.raster import grid_of, open_raster
 from hisem.archive.reader import PairReader
+from hisem.archive.shift import RELIABLE
+from hisem.archive.tiles import read_tiles
 from hisem.errors import RasterError
 
 N = 64
@@ -60,7 +63,14 @@ def degrees(crs: CRS, t: Affine, window: Window) -> tuple[npt.NDArray[np.float64
 
 
 def painted(
-    path: Path, name: str, center: Place, size: float, turn: int = 0, east: float = 0.0, south_up: bool = False
+    path: Path,
+    name: str,
+    center: Place,
+    size: float,
+    turn: int = 0,
+    east: float = 0.0,
+    south_up: bool = False,
+    picture: Callable[..., npt.NDArray[np.float64]] = image,
 ) -> str:
     """A raster of about `size` meters around a place, `turn` times around the Earth and `east` of its widths off."""
     crs = system(name)
@@ -76,7 +86,7 @@ def painted(
     t = Affine(x_size, 0, x + turn * around + (east - 0.5) * x_size * N, 0, -y_size, y + y_size * N / 2)
     if south_up:
         t = Affine(t.a, 0, t.c, 0, -t.e, t.f + t.e * N)
-    pixels = image(*degrees(crs, t, Window(0, 0, N, N)), center, size).round().astype(np.uint8)
+    pixels = picture(*degrees(crs, t, Window(0, 0, N, N)), center, size).round().astype(np.uint8)
     with rasterio.open(
         path, "w", driver="GTiff", width=N, height=N, count=3, dtype="uint8", crs=crs, transform=t
     ) as file:
@@ -194,14 +204,50 @@ def test_masks_hide_the_same_ground_on_both_sides(tmp_path: Path) -> None:
     assert pixels.after_mask.all()
 
 
-def test_percentiles_and_shifts_are_as_elsewhere(tmp_path: Path) -> None:
-    """A tile on the antimeridian is scaled and compared as one of Bavaria is."""
-    for name, other, center in (("EPSG:32760", "EPSG:4326", (180.0, -17.0)), ("EPSG:32632", "EPSG:4326", (9.0, 48.0))):
-        before, after = (painted(tmp_path / f"{c}.tif", c, center, 2e4) for c in (name, other))
-        with PairReader([before], [after], N, ReadOptions(scaling="percentiles")) as reader:
-            ranges = reader.measure()
-            assert ranges is not None
-            assert np.abs(ranges[0] - ranges[1]).max() < 8
+def texture(longitude: npt.ArrayLike, latitude: npt.ArrayLike, center: Place, size: float) -> npt.NDArray[np.float64]:
+    """Many waves in space of 6 to 20 of the N pixels of `size` meters, in gray."""
+    rng = np.random.default_rng(8)
+    ways = rng.normal(size=(40, 3))
+    ways *= (2 * np.pi * N / size / rng.uniform(6, 20, 40) / np.linalg.norm(ways, axis=1))[:, None]
+    offset = RADIUS * (in_space(longitude, latitude) - in_space(*center)[:, None, None])
+    waves = np.sin(np.tensordot(ways, offset, 1) + rng.uniform(0, 7, 40)[:, None, None]).sum(axis=0)
+    return np.repeat(np.clip(128 + 15 * waves, 1, 254)[None], 3, axis=0)
+
+
+@pytest.mark.parametrize("name", ["EPSG:4326", "EPSG:32760", "EPSG:3857"])
+@pytest.mark.parametrize(
+    "other", [("EPSG:4326", 0), ("EPSG:4326", 1), ("EPSG:4269", -1), ("EPSG:32701", 0), ("EPSG:3857", -1)]
+)
+def test_unchanged_ground_at_180_degrees_is_not_displaced(tmp_path: Path, name: str, other: tuple[str, int]) -> None:
+    """Nor is ground more displaced than its picture is: by two pixels to the east, and one to the south."""
+    center, size = (180.0, -17.0), 2e4
+    step = math.degrees(size / N / RADIUS)
+
+    def displaced(longitude: npt.ArrayLike, latitude: npt.ArrayLike, *rest: Any) -> npt.NDArray[np.float64]:
+        east = 2 * step / math.cos(math.radians(center[1]))
+        return texture(np.asarray(longitude) - east, np.asarray(latitude) + step, *rest)
+
+    before = painted(tmp_path / "before.tif", name, center, size, picture=texture)
+    for picture, (right, down) in ((texture, (0.0, 0.0)), (displaced, (2.0, 1.0))):
+        after = painted(tmp_path / "after.tif", other[0], center, size, other[1], picture=picture)
+        index = index_pair({"pair_id": "p", "before": [before], "after": [after]}, N, ReadOptions())
+        (tile,) = read_tiles(index, N, ReadOptions())
+        assert shapely.from_wkb(tile.row["geometry"]).geom_type == "MultiPolygon"
+        assert tile.before_valid == 1
+        assert tile.after_valid > 0.8
+        assert tile.shift.confidence > RELIABLE
+        assert (tile.shift.x, tile.shift.y) == (pytest.approx(right, abs=0.25), pytest.approx(down, abs=0.25))
+
+
+def test_two_systems_have_the_same_percentiles_at_180_degrees(tmp_path: Path) -> None:
+    before, after = (
+        painted(tmp_path / f"{number}.tif", name, (180.0, -17.0), 2e4)
+        for number, name in enumerate(("EPSG:32760", "EPSG:4326"))
+    )
+    with PairReader([before], [after], N, ReadOptions(scaling="percentiles")) as reader:
+        ranges = reader.measure()
+        assert ranges is not None
+        assert np.abs(ranges[0] - ranges[1]).max() < 8
 
 
 def test_blocks_of_a_file_on_the_other_side_are_where_its_pixels_are(tmp_path: Path) -> None:
@@ -220,7 +266,7 @@ def test_dates_on_the_two_sides_of_the_earth_do_not_overlap(tmp_path: Path) -> N
                 pass
 
 
-def test_the_real_scene_across_the_antimeridian_meets_itself_in_degrees(shared_data: Path, tmp_path: Path) -> None:
+def test_footprints_of_the_real_scene_across_180_degrees_lie_within_180(shared_data: Path, tmp_path: Path) -> None:
     path = shared_data / "archives" / "odd" / "cog_dateline.tif"
     index = index_pair(
         {"pair_id": "p", "before": [str(path)], "after": [str(path)]},

@@ -18,7 +18,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import shapely
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.warp import transform
 
+from hisem.archive.grid import Grid, windows
 from hisem.archive.synthetic.language import references
 from hisem.archive.synthetic.truth import Kind, Place, Truth
 from hisem.captions.geoparquet import arranged, encoded
@@ -109,13 +113,20 @@ def changed_inside(rows: list[dict[str, Any]], area: shapely.Polygon, since: dat
     }
 
 
-def run_geopandas(names: dict[str, Any]) -> set[str]:
-    exec(blocks()[0], names)
+def for_area(area: shapely.Polygon | None) -> str:
+    """The first block, for the README's own polygon or for another one."""
+    query, count = re.subn(r"POLYGON \(\(.*?\)\)", area.wkt if area else r"\g<0>", blocks()[0])
+    assert count == 1
+    return query
+
+
+def run_geopandas(names: dict[str, Any], area: shapely.Polygon | None = None) -> set[str]:
+    exec(for_area(area), names)
     return set(names["tiles"].tile_id)
 
 
-def run_duckdb(names: dict[str, Any]) -> set[str]:
-    exec(blocks()[0], names)
+def run_duckdb(names: dict[str, Any], area: shapely.Polygon | None = None) -> set[str]:
+    exec(for_area(area), names)
     exec("import duckdb\n" + blocks()[2], names)
     return {row[0] for row in names["found"].fetchall()}
 
@@ -131,6 +142,35 @@ def test_changed_tiles_inside_a_polygon(home: Path, run: Callable[[dict[str, Any
     # The polygon decides, not its box alone; and there is something to find.
     assert len(found) >= 5
     assert found < changed_inside(rows, shapely.box(*area.bounds), since)
+
+
+@pytest.mark.parametrize("run", [run_geopandas, run_duckdb])
+@pytest.mark.parametrize("code", [32760, 32701, 3857, 3031])
+def test_tiles_across_180_degrees_are_found_from_both_sides(
+    home: Path, run: Callable[..., set[str]], code: int
+) -> None:
+    """Tiles of a scene around that line, of which one column, or the pole's neighbors, lie across it."""
+    crs = CRS.from_epsg(code)
+    (x,), (y,) = transform("EPSG:4326", crs, [179.999], [-80.0 if code == 3031 else -17.0])
+    grid = Grid(2048, 2048, Affine(10, 0, x - 10_240, 0, -10, y + 10_240), crs)
+    tiles = windows(2048, 2048, 256)
+    rows = [
+        caption(f"fiji/{tile.row_off}-{tile.col_off}-256", 0, geometry=wkb, changed=True)
+        for tile, wkb in zip(tiles, grid.footprints(tiles), strict=True)
+    ]
+    published(home, rows)
+    outlines = {row["tile_id"]: shapely.from_wkb(row["geometry"]) for row in rows}
+    across = {tile for tile, outline in outlines.items() if outline.geom_type == "MultiPolygon"}
+    assert 8 <= len(across) <= 16
+    _, south, _, north = shapely.total_bounds(list(outlines.values()))
+    found = []
+    for west, east in [(179.9999, 180), (-180, -179.9999), (-179.97, -179.95)]:
+        names: dict[str, Any] = {}
+        area = shapely.box(west, south, east, north)
+        found.append(run(names, area))
+        assert found[-1] == changed_inside(rows, area, names["yesterday"])
+    assert across <= found[0] & found[1]
+    assert found[2] < set(outlines)
 
 
 @pytest.mark.parametrize("run", [run_geopandas, run_duckdb])
