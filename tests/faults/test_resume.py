@@ -2,11 +2,13 @@
 
 import json
 import signal
+import time
 from pathlib import Path
 
 import mlflow
 import pytest
 
+from hisem.captions import lock
 from tests.faults.conftest import Start
 
 EPOCHS = ("--training.epochs", "4")
@@ -48,6 +50,7 @@ def test_one_of_two_drivers_trains_and_a_suspended_one_changes_nothing_more(star
     assert "Traceback" not in refused
 
     first.process.send_signal(signal.SIGSTOP)
+    time.sleep(lock.STALE + 5)  # until it counts as dead
     third = start("shared", *flags)
     third.end()
     first.process.send_signal(signal.SIGCONT)
