@@ -273,7 +273,7 @@ def staged_job() -> dict[str, Any]:
     return {
         "run": "2024-06-01T000000-abcdef",
         "started": "2024-06-01T00:00:00+00:00",
-        "redo": "none",
+        "redo": "nothing",
         "catalogue": "/d/c.parquet",
         "fingerprint": "f" * 64,
         "model_name": "m",
@@ -368,16 +368,19 @@ def write_images(folder: Path) -> None:
         Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(path / "train_1.png")
 
 
-PROGRESS = "checkpoints/0000-000001/progress.json"
+PROGRESS = "checkpoints/0001-000007-0123abcd/progress.json"
 
 
 def write_checkpoints(folder: Path) -> None:
     from hisem.training.checkpoints import Progress
 
-    entry = {"name": "0000-000001", "epoch": 0, "step": 1, "score": 0.5}
-    (folder / "checkpoints.json").write_text(json.dumps([entry | {"score": None}, entry]))
+    entries = [
+        {"name": "0001-000000", "epoch": 1, "step": 0, "score": 0.5},
+        {"name": "0001-000007-0123abcd", "epoch": 1, "step": 7, "score": None},
+    ]
+    (folder / "checkpoints.json").write_text(json.dumps(entries))
     (folder / PROGRESS).parent.mkdir(parents=True, exist_ok=True)
-    (folder / PROGRESS).write_text(json.dumps(asdict(Progress(1, history=[{"loss": 1.0}]))))
+    (folder / PROGRESS).write_text(json.dumps(asdict(Progress(1, history=[{"epoch": 1.0, "loss": 1.0}]))))
 
 
 def documents() -> list[Target]:
@@ -446,12 +449,23 @@ def documents() -> list[Target]:
         Target("checkpoints.json", "checkpoints.json", write_checkpoints, checkpoints, (json_value,) * 3),
         Target("progress.json", PROGRESS, write_checkpoints, checkpoints, (json_value,) * 3),
         document("manifest.json", "_index/manifest.json", {"tile_size": 256, "benchmark": "LEVIR-CC"}, manifest),
-        document("night.json", "_nights/n.json", {"run": "n", "errors": []}, night),
+        document("night.json", "_nights/n.json", summary(), night),
         document("config.yaml", "config.yaml", {"training": {"epochs": 3}, "model": {"bdam": {"layers": 1}}}, config),
         document(
             "config.yaml as JSON", "config.json", {"training": {"epochs": 3}, "model": {"bdam": {"layers": 1}}}, as_json
         ),
     ]
+
+
+def summary() -> dict[str, Any]:
+    times = {"started": "2024-06-01T00:00:00+00:00", "ended": "2024-06-01T00:10:00+00:00", "seconds": 600.0}
+    model = {"model_name": "m", "model_version": "1", "model_digest": "d" * 64}
+    counts = {"pairs": 1, "tiles": 4, "already": 0, "changed": 1, "logprobs": 3, "other_errors": 0}
+    means = {"share_changed": 0.25, "mean_logprob": -1.0, "std_logprob": 0.5, "tiles_per_second": 0.1}
+    lists = {"statuses": {"ok": 3, "skipped": 0, "failed": 1}, "captions": {"a road": 3}}
+    failure = {"reason": "no such file", "count": 1, "example": "/d/a.tif: no such file"}
+    names = {"run": "n", "status": "finished", "catalogue": "/d/c.parquet", "output": "/d/table"}
+    return names | times | model | counts | means | lists | {"errors": [failure]}
 
 
 def as_json(folder: Path) -> object:
