@@ -6,15 +6,17 @@ are two values of x: all geographic ones, and cylindrical ones such as Web Merca
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import shapely
 from rasterio.crs import CRS
+from rasterio.env import hasenv
 from rasterio.warp import transform
 
-from hisem.archive.gdal import GDAL_ERRORS
+from hisem.archive.gdal import GDAL_ERRORS, gdal_env
 
 WGS84 = CRS.from_epsg(4326)
 
@@ -38,7 +40,9 @@ Geometries = npt.NDArray[np.object_]
 def projected(source: CRS, target: CRS, points: Floats) -> Floats:
     """Return points, N V 2, of `source` in `target`. A row, V 2, with a point that has no place there is NaN."""
     try:
-        x, y = transform(source, target, points[..., 0].ravel(), points[..., 1].ravel())
+        # Without any, rasterio makes an environment for each call: with credentials of AWS around, a session of boto3.
+        with nullcontext() if hasenv() else gdal_env():
+            x, y = transform(source, target, points[..., 0].ravel(), points[..., 1].ravel())
     except GDAL_ERRORS:
         # One point outside of a projection's domain fails the whole call.
         if len(points) <= 1:

@@ -84,7 +84,7 @@ def _cut(crs: CRS, boxes: Floats, poles: Poles, strict: bool) -> Geometries:
         found = np.full(len(cells), None, object)
         found[done] = on_earth(shapely.polygons(rings[done]))
         found[~done & there] = ring_outlines(crs, cells[~done & there], poles, strict)
-        left = np.equal(found, None) & ~done
+        left = shapely.is_missing(found) & ~done
         for owner, piece in zip(owners, found, strict=True):
             if piece is not None:
                 pieces[owner].append(piece)

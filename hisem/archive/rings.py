@@ -51,7 +51,7 @@ class Segments:
     polar: Flags
     """Which of the two is a pole, N 2; its longitude is that of the other one."""
 
-    def __getitem__(self, which: Flags | Numbers) -> Segments:
+    def __getitem__(self, which: Flags | Numbers | slice) -> Segments:
         return Segments(self.owner[which], self.span[which], self.ends[which], self.polar[which])
 
 
@@ -72,7 +72,7 @@ def ring_outlines(crs: CRS, boxes: Floats, poles: Poles, strict: bool) -> Geomet
     for number, part in zip(*_by_owner(done), strict=True):
         if sound[number]:
             found[number] = _closed(done[part], inside[number])
-    whole = ~np.equal(found, None)
+    whole = ~shapely.is_missing(found)
     found[whole] = on_earth(found[whole])
     return found
 

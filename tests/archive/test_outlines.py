@@ -282,6 +282,16 @@ def test_windows_however_flat_have_few_points() -> None:
     assert area_of(found[0]) == pytest.approx(1e5, rel=0.01)
 
 
+def test_credentials_of_aws_open_no_session_for_each_projection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("a session was opened")
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setattr("rasterio.session.AWSSession.__init__", refused)
+    assert shapely.is_valid(outlines(CRS.from_epsg(32633), np.array([[500_000, 5e6, 510_000, 5.01e6]]))).all()
+
+
 def test_what_is_computed_for_a_million_tiles_is_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
