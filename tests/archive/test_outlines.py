@@ -282,6 +282,23 @@ def test_windows_however_flat_have_few_points() -> None:
     assert area_of(found[0]) == pytest.approx(1e5, rel=0.01)
 
 
+@pytest.mark.parametrize("name", ["EPSG:4807", "EPSG:3413", "+proj=longlat +datum=potsdam +pm=paris"])
+@pytest.mark.parametrize("size", [0.5, 2_560.0, 2e6])
+def test_a_pole_costs_few_projections(monkeypatch: pytest.MonkeyPatch, name: str, size: float) -> None:
+    """Also where it is not the pole of the system, whose datum is another one."""
+    points = []
+
+    def counted(*args: object) -> object:
+        points.append(len(args[2]))  # type: ignore[arg-type]
+        return transform(*args)
+
+    monkeypatch.setattr("hisem.archive.globe.transform", counted)
+    grid = grid_around(name, 10.0, 90.0, size, (64, 64))
+    assert all(grid.footprints(windows(64, 64, 16)))
+    assert len(points) < 400
+    assert sum(points) < 300_000
+
+
 def test_credentials_of_aws_open_no_session_for_each_projection(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object, **__: object) -> None:
         raise AssertionError("a session was opened")
