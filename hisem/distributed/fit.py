@@ -99,6 +99,7 @@ def fit(
             supervisor=supervisor,
         )
         _run(job, asked, orders)
+    job.require()  # where the workers were done before this driver learned that it has lost the run
     written = _reports(job.checkpoints)
     for epoch in sorted(set(written) - set(reports)):  # the worker died between writing and telling
         ended(written[epoch])
