@@ -245,12 +245,13 @@ def captions() -> pa.Table:
 
 
 def read_shards(folder: Path) -> None:
+    from hisem import storage
     from hisem.distributed.archive import summarise
     from hisem.distributed.dataset import decode, read_splits
 
     summarise(str(folder))
     splits = read_splits(str(folder), ("train", "val", "test"))
-    table = pq.read_table(folder / "table.parquet")
+    table = storage.read_parquet(str(folder / "table.parquet"))
     for split in splits.values():
         split.fingerprint()
     decode(table, 32)
