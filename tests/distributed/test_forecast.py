@@ -67,17 +67,19 @@ def test_nothing_to_do_takes_no_time_but_the_index(archive, bundle, ray_cluster,
     assert (forecast.pairs, forecast.tiles, forecast.pixel_bytes) == (1, 0, 0)
 
 
-def test_skipped_tiles_are_not_counted_as_captioned(archive, bundle, ray_cluster, tmp_path):
+def test_skipped_tiles_are_not_counted_as_captioned(archive, bundle, ray_cluster, tmp_path, monkeypatch):
     """The sample is the whole archive, so that what would be skipped is known exactly."""
     scenes = read_catalogue(storage.join(archive, "catalogue.parquet"))
     reading = ReadOptions(min_valid=1.0)
-    options = CaptionOptions(str(tmp_path / "out"), bundle, "tiny", "1", TILE, reading=reading)
+    whole = Captioning(batch_size=128)  # of which a sample has blocks
+    options = CaptionOptions(str(tmp_path / "out"), bundle, "tiny", "1", TILE, captioning=whole, reading=reading)
     forecast = forecast_captions(scenes, options)
     night = caption_archive(scenes, options).night
     assert night.statuses["skipped"] > 0
     read, captioned = re.findall(r"(\d+) tiles took .* the (\d+) of them that are not skipped", forecast.assumption)[0]
     assert 0 < int(captioned) < int(read)
     assert forecast.usable < forecast.tiles == sum(night.statuses.values())
+    monkeypatch.setattr("hisem.distributed.forecast.TILES", 128)
     shards = forecast_shards(storage.join(archive, "catalogue.parquet"), TILE, None, reading)
     assert shards.usable < shards.tiles
 

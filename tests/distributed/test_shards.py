@@ -86,7 +86,11 @@ def test_a_pair_that_cannot_be_opened_is_one_failed_row(archive, ray_cluster, tm
 
 
 def test_the_manifest_of_default_options_is_what_it_was(shards):
-    assert set(json.loads(storage.read_bytes(storage.join(shards, MANIFEST)))) == {"tile_size", "references"}
+    assert set(json.loads(storage.read_bytes(storage.join(shards, MANIFEST)))) == {
+        "tile_size",
+        "references",
+        "synthetic",
+    }
     assert read_benchmark(shards) is None
 
 
