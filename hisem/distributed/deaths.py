@@ -6,6 +6,8 @@ private in Ray is replaced here; `tests/faults/test_sweep.py` shows that it stil
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from ray.air.execution._internal.actor_manager import RayActorManager
@@ -25,3 +27,13 @@ def _failed(manager: RayActorManager, tracked_actor_task: Any, exception: Except
 def fail_trials_alone() -> None:
     """Make each death of a trial's process the failure of that trial, in sweeps of this process from now on."""
     RayActorManager._actor_task_failed = _failed
+
+
+def error_of(trial: Any) -> str:
+    """Return what went wrong last in a trial of Ray Tune; empty where nothing did."""
+    here = Path(trial.error_file or "")  # on the storage it is some seconds later
+    text = here.read_text(encoding="utf-8") if here.is_file() else trial.get_error() or ""
+    lines = [line.strip() for line in text.rpartition("Failure # ")[2].splitlines()[1:] if line.strip()]
+    if "Traceback" in text:
+        return next((line for line in reversed(lines) if re.match(r"[\w.]+Error: ", line)), lines[-1])
+    return next(iter(lines), "")  # of a process that died; details follow

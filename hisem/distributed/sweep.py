@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import ray
@@ -23,7 +21,7 @@ from hisem import logs, provenance, storage, tracking
 from hisem.config import flatten, to_dict
 from hisem.distributed import budget, session
 from hisem.distributed.dataset import read_splits, shard_files
-from hisem.distributed.deaths import fail_trials_alone
+from hisem.distributed.deaths import error_of, fail_trials_alone
 from hisem.distributed.fit import worker_cpus
 from hisem.distributed.holding import held
 from hisem.distributed.metrics import SweepMetrics
@@ -293,7 +291,7 @@ class _Listener:
         elif not error:
             mark_over(options.folder, trial.trial_id)
         if error:
-            log.warning("trial %s failed  %s: %s", trial.trial_id, self._count(trials), _error(trial))
+            log.warning("trial %s failed  %s: %s", trial.trial_id, self._count(trials), error_of(trial))
         else:
             log.info("trial %s is over  %s", trial.trial_id, self._count(trials))
         close_children(options.tracking, options.folder, "FAILED" if error else "KILLED", only=trial.trial_id)
@@ -304,7 +302,7 @@ class _Listener:
             values, _ = drawn(trial.config)
             failed = trial.status == "ERROR"
             cut = trial.trial_id in self._cut
-            self.ended.append(Ended(trial.trial_id, values, failed, _error(trial), cut))
+            self.ended.append(Ended(trial.trial_id, values, failed, error_of(trial), cut))
 
     def step(self, trials: Sequence[Any]) -> None:
         """Ray Tune has looked at its trials, as it does every second at least."""
@@ -314,16 +312,6 @@ class _Listener:
         states = [trial.status for trial in trials]
         over = sum(state in ("TERMINATED", "ERROR") for state in states)
         return f"[{over} of {self._total} trials over, {states.count('RUNNING')} running]"
-
-
-def _error(trial: Any) -> str:
-    """What went wrong at last in a trial; empty where nothing did."""
-    here = Path(trial.error_file or "")  # on the storage it is some seconds later
-    text = here.read_text(encoding="utf-8") if here.is_file() else trial.get_error() or ""
-    lines = [line.strip() for line in text.rpartition("Failure # ")[2].splitlines()[1:] if line.strip()]
-    if "Traceback" in text:
-        return next((line for line in reversed(lines) if re.match(r"[\w.]+Error: ", line)), lines[-1])
-    return next(iter(lines), "")  # of a process that died; details follow
 
 
 class _Callback(ray.tune.Callback):
