@@ -25,7 +25,7 @@ def main(options: Options) -> int:
     from hisem import storage
     from hisem.distributed.demo import run_demo
     from hisem.distributed.session import cluster
-    from hisem.report.summary import counts_table, show, tell
+    from hisem.report.summary import counts_table, print_lines, show
     from hisem.report.tables import score_table
 
     with cluster():
@@ -39,7 +39,7 @@ def main(options: Options) -> int:
         )
     )
     show(counts_table("Seconds", {**done.seconds, "together": sum(done.seconds.values())}))
-    tell(
+    print_lines(
         f"captions:  {done.captions.night.output}/captions (Parquet)\n"
         f"           python -c \"import pandas as pd; print(pd.read_parquet('{done.captions.night.output}/captions', "
         "columns=['tile_id', 'changed', 'caption']))\"\n"

@@ -48,7 +48,7 @@ def main(options: Options) -> int:
     from hisem import tracking
     from hisem.distributed.evaluation_page import write_evaluation
     from hisem.distributed.evaluator import evaluate
-    from hisem.report.summary import show, tell
+    from hisem.report.summary import print_lines, show
     from hisem.report.tables import score_table
     from hisem.writable import require_writable
 
@@ -72,7 +72,7 @@ def main(options: Options) -> int:
         if options.output:
             output = storage.absolute(options.output)
             write_evaluation(output, data, model, options.split, done, title)
-            tell(f"captions, pictures and index.html: {output}")
+            print_lines(f"captions, pictures and index.html: {output}")
     return cli.Exit.DONE
 
 

@@ -49,7 +49,7 @@ def main(options: Options) -> int:
     # Imported late, so that --help answers at once.
     from hisem.config import flatten, to_dict
     from hisem.model.published import Undetermined, import_checkpoint, read_checkpoint
-    from hisem.report.summary import counts_table, show, tell
+    from hisem.report.summary import counts_table, print_lines, show
     from hisem.text.vocabulary import Vocabulary
 
     if not options.file.is_file():
@@ -65,7 +65,7 @@ def main(options: Options) -> int:
     show(counts_table(f"Model of {options.file.name}", inferred | {"words": str(len(vocabulary))}))
     kinds = Counter(re.sub(r"\.\d+\.", ".*.", key) for key in imported.dropped)
     show(counts_table("Keys that nothing uses, dropped", {key: str(count) for key, count in kinds.items()}))
-    tell(f"bundle: {options.output}\ndigest: {digest}")
+    print_lines(f"bundle: {options.output}\ndigest: {digest}")
     return cli.Exit.DONE
 
 

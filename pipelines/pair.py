@@ -12,7 +12,7 @@ from typing import Annotated
 from hisem import cli
 from hisem.archive.pairing import WHOLE_ARCHIVE, PairRequest, pair_archive
 from hisem.escapes import escaped
-from hisem.report.summary import counts_table, show, tell
+from hisem.report.summary import counts_table, print_lines, show
 
 LISTED = 50
 
@@ -33,9 +33,9 @@ def main(options: Options) -> int:
     """Pair, say why items are left out, and print the summary."""
     summary = pair_archive(options.items, options.output, options.request, datetime.now(UTC))
     for one in summary.left_out[:LISTED]:
-        tell(escaped(f"left out: {one.id or one.where}: {one.detail} [{one.reason}]"))
+        print_lines(escaped(f"left out: {one.id or one.where}: {one.detail} [{one.reason}]"))
     if len(summary.left_out) > LISTED:
-        tell(f"left out: {len(summary.left_out) - LISTED} more; all are in {summary.left_out_table}")
+        print_lines(f"left out: {len(summary.left_out) - LISTED} more; all are in {summary.left_out_table}")
     show(counts_table(f"Pairs in {summary.output}", summary.rows()))
     return cli.Exit.FAILED_ROWS if summary.unusable else cli.Exit.DONE
 

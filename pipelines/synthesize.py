@@ -10,7 +10,7 @@ from hisem import cli
 from hisem.archive.synthetic import Summary, SyntheticConfig, generate
 from hisem.ranges import Processes, Range, Seed
 from hisem.report.archive_sheet import write_archive_sheet
-from hisem.report.summary import tell
+from hisem.report.summary import print_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ def main(options: Options) -> int:
         scenes=options.scenes, seed=options.seed, tile_size=options.tile_size, scene_tiles=options.scene_tiles
     )
     summary = generate(config, options.output, workers=options.workers, progress=_show)
-    tell(_told(summary))
-    tell(f"contact sheet: {write_archive_sheet(summary.output, config.tile_size)}")
+    print_lines(_told(summary))
+    print_lines(f"contact sheet: {write_archive_sheet(summary.output, config.tile_size)}")
     return cli.Exit.DONE
 
 

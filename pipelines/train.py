@@ -50,7 +50,7 @@ def main(options: Options) -> int:
     # Imported late, so that --help answers at once.
     from hisem.distributed.defaults import default_data
     from hisem.distributed.trainer import TrainOptions, train
-    from hisem.report.summary import counts_table, show, tell
+    from hisem.report.summary import counts_table, print_lines, show
 
     summary = train(
         options.experiment,
@@ -67,7 +67,7 @@ def main(options: Options) -> int:
     )
     told = {name: value for name, value in summary.metrics.items() if not name.startswith("val_expert_")}
     show(counts_table(f"Best model of run {options.name}", told), summary.registered)
-    tell(f"bundle: {summary.bundle}\nMLflow run: {summary.run_id}")
+    print_lines(f"bundle: {summary.bundle}\nMLflow run: {summary.run_id}")
     return cli.Exit.DONE
 
 

@@ -60,7 +60,7 @@ COMMAND = r"""
 import logging
 from pathlib import Path
 from hisem import cli, storage
-from hisem.report.summary import counts_table, show, tell
+from hisem.report.summary import counts_table, show, print_lines
 
 def main(options):
     name = "gr\u00f6\u00dfe \U0001f3e0"
@@ -69,7 +69,7 @@ def main(options):
     assert [path.name for path in folder.iterdir()] == ["a.txt"]
     logging.getLogger("hisem.x").info("log %s", name)
     show(counts_table(f"table {{name}}", {{name: name}}), f"note {{name}}")
-    tell(f"line {{name}}")
+    print_lines(f"line {{name}}")
     raise cli.HisemError(f"end {{name}}")
 
 cli.run(main, lambda: cli.parse(cli.Common, "h\u00e9lp"))

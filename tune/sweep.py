@@ -51,7 +51,7 @@ def main(options: Options) -> int:
     """Sweep and print the trials, best first, and where the results are."""
     from hisem.distributed.defaults import default_data
     from hisem.distributed.sweep import SweepOptions, sweep
-    from hisem.report.summary import show, tell
+    from hisem.report.summary import print_lines, show
     from hisem.report.sweep import train_command, trials_table
     from hisem.training.space import Space
 
@@ -69,10 +69,10 @@ def main(options: Options) -> int:
     )
     done = sweep(asked)
     show(trials_table(done.trials, metric))
-    tell(f"tables, figures: {done.folder}\nMLflow run: {done.run_id}")
-    tell(f"next: {train_command(storage.join(done.folder, 'best.yaml'), asked.data)}")
+    print_lines(f"tables, figures: {done.folder}\nMLflow run: {done.run_id}")
+    print_lines(f"next: {train_command(storage.join(done.folder, 'best.yaml'), asked.data)}")
     if not options.data:
-        tell("on real data: --data SHARDS, made by tile.py; on a cluster: ray job submit -- python tune/sweep.py ...")
+        print_lines("on real data: --data SHARDS of tile.py; on a cluster: ray job submit -- python tune/sweep.py ...")
     return cli.Exit.DONE
 
 

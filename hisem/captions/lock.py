@@ -176,7 +176,7 @@ class Lock:
         if not self._files.conditional:
             log.warning(
                 "%s: the storage has no conditional writes: let one run at a time write there. A run that stands "
-                "still for a minute and goes on could write over another one's files",
+                "still for a minute and continues could write over another one's files",
                 self.folder,
             )
             time.sleep(4 * LOOK)  # of two that came at once the later one is seen

@@ -158,7 +158,7 @@ def decode(table: pa.Table, tile_size: int, where: str = "shards") -> dict[str, 
             if image.shape != (tile_size, tile_size, 3):
                 raise DatasetError(
                     f"{where}: {tile}: its {name} image has {image.shape[0]} x {image.shape[1]} pixels, not "
-                    f"{tile_size} x {tile_size} as other tiles; make the shards anew with tile.py."
+                    f"{tile_size} x {tile_size} as other tiles; make the shards again with tile.py."
                 )
         images[name] = np.stack(decoded)
     references = np.empty(len(table), dtype=object)
@@ -208,7 +208,7 @@ def _require_one_split_per_pair(table: pa.Table, folder: str) -> None:
     if mixed:
         raise DatasetError(
             f"{folder}: {len(mixed)} pair(s) have tiles in more than one split: {_some(mixed)}. Give each pair one "
-            "split in the catalogue and make the shards anew with tile.py."
+            "split in the catalogue and make the shards again with tile.py."
         )
 
 
@@ -263,7 +263,7 @@ def _require_sense(labelled: pa.Table, folder: str) -> None:
     if wordless := [tile for tile, sentences in said.items() if not all(sentences)]:
         raise DatasetError(
             f"{folder}: {len(wordless)} tile(s) have a reference without words: {_some(wordless)}. "
-            "Correct the references and make the shards anew with tile.py."
+            "Correct the references and make the shards again with tile.py."
         )
     odd = [row["tile_id"] for row in rows if row["changed"] and all(map(means_unchanged, said[row["tile_id"]]))]
     described = [

@@ -56,9 +56,9 @@ def show(table: Table, note: str = "") -> None:
         console.width = max(least, console.measure(table).maximum)
     console.print(table)
     if note:
-        tell(note)
+        print_lines(note)
 
 
-def tell(text: str) -> None:
+def print_lines(text: str) -> None:
     """Print lines to standard output, without control characters and as long as they are."""
     sys.stdout.write(escaped(text, keep="\n") + "\n")
