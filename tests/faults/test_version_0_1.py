@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ FIXTURES = ROOT / "tests" / "fixtures" / "version_0_1"
 OLD = Path("/tmp/hisem-old")
 """The paths in the outputs begin with this one, and a job of other paths would be another job."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("version_0_1")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TINY = """
 model:
@@ -52,8 +53,10 @@ def run(script: str, *flags: str) -> str:
 @pytest.fixture(scope="module")
 def old() -> Iterator[Path]:
     """The outputs, where they were written, with archive and shards made again."""
-    OLD.mkdir()  # fails where another process tests them
-    try:
+    with open(f"{OLD}.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may test them
+        shutil.rmtree(OLD, ignore_errors=True)  # of a test that was killed
+        OLD.mkdir()
         for name in ("table", "runs", "sweeps"):
             with tarfile.open(FIXTURES / f"{name}.tar.xz") as archive:
                 archive.extractall(OLD, filter="data")
@@ -64,7 +67,6 @@ def old() -> Iterator[Path]:
         shards = ("--tile-size", "32", "--output", str(OLD / "shards"))
         run("pipelines/tile.py", "--catalog", catalog, "--references", references, *shards)
         yield OLD
-    finally:
         shutil.rmtree(OLD)
 
 
