@@ -13,6 +13,9 @@ from typing import Any
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+OF_CODE = ("Traceback", "in its creation task")
+"""Signs of an error that code raised, in what Ray Tune writes of a trial."""
+
 _task_failed: Any = RayActorManager._actor_task_failed
 
 
@@ -34,6 +37,6 @@ def error_of(trial: Any) -> str:
     here = Path(trial.error_file or "")  # on the storage it is some seconds later
     text = here.read_text(encoding="utf-8") if here.is_file() else trial.get_error() or ""
     lines = [line.strip() for line in text.rpartition("Failure # ")[2].splitlines()[1:] if line.strip()]
-    if "Traceback" in text:
+    if any(sign in text for sign in OF_CODE):
         return next((line for line in reversed(lines) if re.match(r"[\w.]+Error: ", line)), lines[-1])
     return next(iter(lines), "")  # of a process that died; details follow
