@@ -114,9 +114,10 @@ def _piped() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # which the shell has closed
+                sys.stdout.flush()
     except BrokenPipeError:
-        broken = [stream for stream in (sys.stdout, sys.stderr) if _is_broken(stream.fileno())]
+        broken = [stream for stream in (sys.stdout, sys.stderr) if stream is not None and _is_broken(stream.fileno())]
         if not broken:
             raise  # a connection's
         for stream in broken:  # Python flushes once more when it exits, and would print that this fails

@@ -88,6 +88,8 @@ class ObjectFiles:
             there = self.read(name)
             if there is not None and there.content == content:  # an attempt whose answer was lost
                 return there.version
+            if there is None and expected is None:  # nothing is there, and cannot be: no such bucket
+                raise self._failed(name, "written", error) from error
             raise ConflictError(f"{self.folder}/{name}: another process wrote it meanwhile.") from error
         except (BaseError, OSError) as error:
             if self.conditional and (

@@ -184,6 +184,8 @@ def converted(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
 
 def _means_the_same(kind: pa.DataType, target: pa.DataType) -> bool:
     """True where values of `kind` may be values of `target`; Arrow refuses single ones that are not."""
+    if pa.types.is_dictionary(kind):  # in a list; Arrow casts it as its values
+        kind = kind.value_type
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     if kind == target or pa.types.is_null(kind):
         return True

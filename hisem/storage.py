@@ -7,6 +7,7 @@ buckets are taken as they are written, as GDAL does: nothing in them is decoded.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import uuid
@@ -23,6 +24,8 @@ import pyarrow.parquet as pq
 
 from hisem.errors import StorageError
 from hisem.object_store import is_unsigned, reason, require_no_secret, s3_endpoint
+
+log = logging.getLogger(__name__)
 
 CONNECT_SECONDS, STALL_SECONDS = 10, 30
 """How long an S3 server may take to accept a connection, and to send nothing; each is tried three times."""
@@ -96,6 +99,8 @@ def filesystem(uri: str | Path) -> tuple[pafs.FileSystem, str]:
     if not is_remote(text):
         return pafs.LocalFileSystem(), text
     require_no_secret(text, StorageError)
+    if "//" in text.partition("://")[2]:
+        raise StorageError(f"{text}: has an empty part between two slashes, which no key of ours has; remove one.")
     try:
         if text.startswith("s3://"):
             return _s3(text.removeprefix("s3://"))
@@ -153,10 +158,15 @@ def list_files(uri: str | Path, suffix: str = "") -> list[str]:
     with _expected(uri, "listed"):
         infos = fs.get_file_info(selector)
     for info in infos:
-        below = info.path[len(root) :].strip("/").split("/")
+        try:
+            path = info.path
+        except UnicodeDecodeError as error:
+            log.warning("%s: a file whose name is not UTF-8 is left out (%r)", uri, error.object)
+            continue
+        below = path[len(root) :].strip("/").split("/")
         hidden = any(part.startswith(("_", ".")) for part in below)
-        if info.type == pafs.FileType.File and not hidden and info.path.endswith(suffix):
-            found.append(info.path)
+        if info.type == pafs.FileType.File and not hidden and path.endswith(suffix):
+            found.append(path)
     return sorted(found)
 
 

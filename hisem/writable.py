@@ -29,7 +29,7 @@ def require_writable(uri: str, *, folder: bool = True, remedy: str = REMEDY) -> 
         _require_bucket(fs, where.partition("/")[0], uri, remedy)
     else:
         where = _nearest(fs, where, uri, remedy)
-    _try(fs, f"{where}/.{uuid.uuid4().hex}.tmp", uri, remedy)
+    _try(fs, f"{where}/.probe.{uuid.uuid4().hex}.tmp", uri, remedy)
 
 
 def _kind(fs: pafs.FileSystem, path: str, uri: str, remedy: str) -> pafs.FileType:

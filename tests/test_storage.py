@@ -324,3 +324,15 @@ def test_text_that_is_not_utf8_is_damage(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": column}), tmp_path / "t.parquet")
     with pytest.raises(StorageError, match=r"t\.parquet: cannot be read as Parquet.*restore it"):
         storage.read_parquet(tmp_path / "t.parquet")
+
+
+def test_a_name_that_is_not_utf_8_is_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.json")).write_text("{}", encoding="utf-8")
+    (tmp_path / "a.json").write_text("{}", encoding="utf-8")
+    assert [Path(path).name for path in storage.list_files(tmp_path, ".json")] == ["a.json"]
+    assert "not UTF-8" in caplog.text
+
+
+def test_an_empty_part_in_a_bucket_is_refused() -> None:
+    with pytest.raises(StorageError, match="empty part"):
+        storage.filesystem("s3://bucket/x//table")

@@ -131,7 +131,7 @@ def _require_scalable(raster: DatasetReader, bands: Sequence[int], options: Read
             f"{raster.name}: holds indexes into a palette; expand them first (gdal_translate -expand rgb)."
         )
     bits = {sample_bits(raster, band) for band in bands} - {None}
-    if bits and options.scaling in ("none", "dtype"):
+    if bits and (options.scaling == "dtype" or (options.scaling == "none" and kinds[0] == "uint8")):
         most = 2 ** max(found for found in bits if found) - 1
         raise RasterError(
             f"{raster.name}: declares values of {' and '.join(map(str, sorted(bits, key=str)))} bits in {kinds[0]}, "

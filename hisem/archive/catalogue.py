@@ -91,12 +91,17 @@ def write_catalogue(table: pa.Table, uri: str) -> None:
     storage.write_bytes(uri, csv_bytes(table))
 
 
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
 def _parsed(rows: Rows, name: str, folder: str) -> pa.ChunkedArray | pa.Array:
     """One column with strings parsed to what the schema holds: lists of absolute paths, times."""
     kind = CATALOGUE.field(name).type
     column = rows.table.column(name)
-    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    if kind == STRINGS and (is_text(column.type) or (is_list and is_text(column.type.value_type))):
+    listed = column.type.value_type if _is_list(column.type) else pa.null()
+    listed = listed.value_type if pa.types.is_dictionary(listed) else listed
+    if kind == STRINGS and (is_text(column.type) or is_text(listed)):
         return rows.mapped(name, lambda value: absolute_paths(value, folder), STRINGS)
     return rows.times(name) if kind == TIMESTAMP else column
 

@@ -87,7 +87,7 @@ def _machine() -> str:
 def _status(pid: int) -> list[str]:
     """Return what Linux knows of a process of this machine, from its state on; nothing where it has exited."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return []
     return [] if fields[0] in "ZX" else fields

@@ -43,7 +43,7 @@ def reachable(address: str) -> str:
     at = f"RAY_ADDRESS={address}: " + (f"{found}, {where}, is where a cluster was; " if where else "")
     try:
         answered = _answers(host, port)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that no host can have
         raise ResourceError(f"{at}no Ray cluster answers there ({error or type(error).__name__}). {UNSET}") from error
     if not answered:
         raise ResourceError(

@@ -177,16 +177,17 @@ def write_shards(
     Raises `StorageError` where `output` holds something else, and `BusyError` where another process writes there.
     """
     settings = {"tile_size": tile_size, "references": fingerprint(references), **options.changed()}
-    if storage.exists(storage.join(output, MANIFEST)) and _already_done(index, output, settings):
+    origin = origin or {}
+    path = storage.join(output, MANIFEST)
+    done = storage.exists(path) and _already_done(index, output, settings)
+    if done and origin.items() <= _manifest(output).items():  # version 0.1 wrote no origin
         log.info("%s already holds these shards; nothing to do", output)
         return summarise(output)
     with held(output, "tiling") as require:
         if not _already_done(index, output, settings):  # else another process has written them meanwhile
             _write_blocks(index, output, tile_size, references, failed, options)
-            require()
-            storage.write_bytes(
-                storage.join(output, MANIFEST), json.dumps(settings | (origin or {}), indent=1).encode()
-            )
+        require()
+        storage.write_bytes(path, json.dumps(settings | origin, indent=1).encode())
     return summarise(output)
 
 

@@ -21,10 +21,12 @@ SPECIALS = ("<NULL>", "<UNK>", "<START>", "<END>")
 """The four entries every vocabulary begins with; a special's id is its place here."""
 
 UNCHANGED_SENTENCE = "the scene is the same as before"
+"""The benchmarks' sentence for a pair without change; a pair that has it as a reference is unchanged."""
+
 EQUAL_WORDS = frozenset({"same", "identical", "unchanged", "nothing"})
 NONE_WORDS = frozenset({"no", "not", "none", "without", "hardly", "almost", "barely", "never"})
 CHANGE_WORDS = frozenset({"change", "changes", "changed", "difference", "differences", "differ", "different"})
-"""The benchmarks' sentence for a pair without change; a pair that has it as a reference is unchanged."""
+"""Words by which `means_unchanged` recognizes sentences about pairs without change."""
 
 MAX_WORD_LENGTH = 128
 """Longest word, in characters, that a vocabulary takes."""

@@ -15,7 +15,14 @@ from hisem.archive.catalogue import read_catalogue
 from hisem.archive.index import index_pair
 from hisem.archive.options import ReadOptions
 from hisem.archive.tiles import read_tiles
-from hisem.distributed.archive import MANIFEST, read_benchmark, read_shard_columns, shard_archive, shard_levir_cc
+from hisem.distributed.archive import (
+    MANIFEST,
+    is_synthetic,
+    read_benchmark,
+    read_shard_columns,
+    shard_archive,
+    shard_levir_cc,
+)
 from hisem.distributed.forecast import forecast_shards
 from hisem.distributed.index import index_archive
 from hisem.errors import ReferencesError, StorageError
@@ -83,6 +90,17 @@ def test_a_pair_that_cannot_be_opened_is_one_failed_row(archive, ray_cluster, tm
     assert [row["tile_id"] for row in failed] == ["gone/pair"]
     assert "nowhere.tif" in failed[0]["error"]
     assert len(rows) == 6 * 16 + 1
+
+
+def test_shards_of_version_0_1_get_the_mark_of_synthetic_data(archive, shards, tmp_path, ray_cluster):
+    """Without it a model of the demo would count as one of real data."""
+    old = str(shutil.copytree(shards, tmp_path / "shards"))
+    manifest = json.loads(storage.read_bytes(storage.join(old, MANIFEST)))
+    del manifest["synthetic"]
+    storage.write_bytes(storage.join(old, MANIFEST), json.dumps(manifest).encode())
+    assert not is_synthetic(old)
+    shard_archive(storage.join(archive, "catalogue.parquet"), old, TILE, storage.join(archive, "references.parquet"))
+    assert is_synthetic(old)
 
 
 def test_the_manifest_of_default_options_is_what_it_was(shards):
