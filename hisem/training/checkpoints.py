@@ -144,31 +144,44 @@ class Checkpoints:
         return entry
 
     def cut_damaged(self, check: Callable[[Path, Entry], None]) -> None:
-        """Take the first damaged checkpoint and all later ones off the list: training repeats what came after.
+        """Take damaged checkpoints off the list: training repeats what came after the last whole one.
 
-        `check` raises `HisemError` for a folder that is damaged. Raises `StorageError` where no whole one is before it.
+        `check` raises `HisemError` for a folder that is damaged. Raises `StorageError` where none is whole.
         """
         entries = self.entries()
-        for position, entry in enumerate(entries):
-            with tempfile.TemporaryDirectory() as scratch:
-                folder = self.fetch(entry, Path(scratch))  # a storage that fails is not a damaged checkpoint
-                try:
-                    check(folder, entry)
-                    continue
-                except HisemError as error:
-                    reason = str(error).rstrip(".").replace(str(folder), self._uri(entry))
-            if not position:
-                raise StorageError(
-                    f"{self._uri(entry)}: this checkpoint is damaged and there is none before it ({reason}). Restore "
-                    f"it from a copy, choose another --name, or delete {self.run} to train from the start."
+        whole: list[Entry] = []
+        for entry in reversed(entries):
+            reason = self._damage(entry, check)
+            if reason is None:
+                whole.insert(0, entry)
+            elif whole:
+                self.tell(
+                    f"{self._uri(entry)}: this checkpoint is damaged ({reason}) and no longer counts as one of the "
+                    f"best. Training resumes from a later one, {whole[-1].name}."
                 )
-            before = entries[position - 1]
-            self.tell(
-                f"{self._uri(entry)}: this checkpoint is damaged ({reason}). Training resumes from the one before it, "
-                f"{before.name}, and repeats what came after."
-            )
-            self._list(entries[:position])
-            return
+            else:
+                before = [other.name for other in entries[: entries.index(entry)]]
+                if not before:
+                    raise StorageError(
+                        f"{self._uri(entry)}: this checkpoint is damaged and there is none before it ({reason}). "
+                        f"Restore it from a copy, choose another --name, or delete {self.run} to train from the start."
+                    )
+                self.tell(
+                    f"{self._uri(entry)}: this checkpoint is damaged ({reason}). Training resumes from the one before "
+                    f"it, {before[-1]}, if that is whole, and repeats what came after."
+                )
+        if whole != entries:
+            self._list(whole)
+
+    def _damage(self, entry: Entry, check: Callable[[Path, Entry], None]) -> str | None:
+        """Return what `check` finds in the checkpoint; None where it is whole."""
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = self.fetch(entry, Path(scratch))  # a storage that fails is not a damaged checkpoint
+            try:
+                check(folder, entry)
+            except HisemError as error:
+                return str(error).rstrip(".").replace(str(folder), self._uri(entry))
+        return None
 
     def _list(self, entries: list[Entry]) -> None:
         """Write the list of checkpoints, in one piece."""

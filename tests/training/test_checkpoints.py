@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -216,14 +217,42 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(whole: Checkpoints, tmp_pa
     assert whole.entries() == [first]
 
 
-def test_all_after_a_damaged_checkpoint_is_repeated(whole: Checkpoints, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", itertools.product([False, True], repeat=3), ids=str)
+def test_the_last_whole_checkpoint_is_resumed_from_and_whole_ones_stay(
+    tmp_path: Path, damaged: tuple[bool, bool, bool]
+) -> None:
+    messages: list[str] = []
+    checkpoints = Checkpoints(str(tmp_path), 2, tell=messages.append)
+    for epoch, score in ((1, 0.9), (2, 0.8), (30, 0.2)):
+        save(checkpoints, epoch, score)
+    entries = checkpoints.entries()
+    harmed = [entry for entry, harm in zip(entries, damaged, strict=True) if harm]
+
+    def check(folder: Path, entry: Entry) -> None:
+        if entry in harmed:
+            raise StorageError("harmed")
+
+    if all(damaged):
+        with pytest.raises(StorageError, match=f"{entries[0].name}: this checkpoint is damaged .*none before it"):
+            checkpoints.cut_damaged(check)
+        assert checkpoints.entries() == entries
+        return
+    checkpoints.cut_damaged(check)
+    assert checkpoints.entries() == [entry for entry in entries if entry not in harmed]
+    assert len(messages) == len(harmed)
+    assert all(any(entry.name in message for message in messages) for entry in harmed)
+
+
+def test_a_damaged_best_checkpoint_does_not_keep_a_run_from_its_latest(whole: Checkpoints, tmp_path: Path) -> None:
     whole.cut_damaged(require_whole)
     assert len(whole.entries()) == 2
     assert not (tmp_path / "told").exists()
-    first, _ = whole.entries()
+    first, second = whole.entries()
     shutil.rmtree(Path(whole.run, "checkpoints", first.name))
-    with pytest.raises(StorageError, match=f"{first.name}: this checkpoint is damaged"):
-        whole.cut_damaged(require_whole)
+    whole.cut_damaged(require_whole)
+    assert whole.entries() == [second]
+    assert whole.best() == second
+    assert first.name in (tmp_path / "told").read_text()
 
 
 def test_epochs_of_version_0_1_are_renumbered_from_1(whole: Checkpoints) -> None:
