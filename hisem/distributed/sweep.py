@@ -23,7 +23,7 @@ from hisem.distributed import budget, session
 from hisem.distributed.dataset import read_splits, shard_files
 from hisem.distributed.deaths import error_of, fail_trials_alone
 from hisem.distributed.fit import worker_cpus
-from hisem.distributed.holding import held
+from hisem.distributed.holding import Require, held
 from hisem.distributed.metrics import SweepMetrics
 from hisem.distributed.run_file import require_name
 from hisem.distributed.shared_storage import require_shared
@@ -156,7 +156,7 @@ def _tracked(
                 *(options.name, len(draws) if draws else options.search.samples, concurrent, execution.workers),
                 *(execution.cpus_per_worker, " and 1 GPU" if execution.gpu else ""),
             )
-            ended = _search(options, draws, concurrent, orders)
+            ended = _search(options, draws, concurrent, orders, lambda: require_holder(options.folder, holder))
         require_holder(options.folder, holder)
         trials = collect(ended, orders)
         publish(trials, orders, options.metric, run)
@@ -193,16 +193,16 @@ def _share(options: SweepOptions, trials: int) -> tuple[int, Execution]:
 
 
 def _search(
-    options: SweepOptions, draws: list[dict[str, Any]] | None, concurrent: int, orders: TrialOrders
+    options: SweepOptions, draws: list[dict[str, Any]] | None, concurrent: int, orders: TrialOrders, require: Require
 ) -> list[Ended]:
-    """Have Ray Tune run the trials that are left; how all of them ended."""
+    """Have Ray Tune run the trials that are left, and return how all of them ended; see `_Listener` for `require`."""
     # Trials' drivers stay beside the sweep's, whose autoscaler and SQLite they may have to read. They take no
     # CPU: those that waited for one could keep their own workers from getting theirs.
     here = f"node:{ray.util.get_node_ip_address()}"
     trainable = ray.tune.with_resources(ray.tune.with_parameters(TrialRun, orders=orders), {"cpu": 0, here: 0.001})
-    listener = _Listener(options, len(draws) if draws else options.search.samples)
+    listener = _Listener(options, len(draws) if draws else options.search.samples, require)
     _Callback.hear = listener
-    _Callback.state = Halving.state = TuneState(options.folder)
+    _Callback.state = Halving.state = TuneState(options.folder, require)
     fs, path = storage.filesystem(storage.join(options.folder, TUNE))
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would end a sweep that is interrupted as if it were done
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
@@ -238,7 +238,12 @@ def _search(
             ),
         )
     fail_trials_alone()
-    tuner.fit()
+    try:
+        tuner.fit()
+    except ray.tune.TuneError:  # Ray Tune gives an error of `over` as text in its own
+        with suppress(StorageError):
+            require()
+        raise
     return listener.ended
 
 
@@ -262,10 +267,10 @@ def _scheduler(options: SweepOptions) -> FIFOScheduler:
 
 
 class _Listener:
-    """Hears of the trials while they run, and in the end how they ended."""
+    """Follows trials and collects how they ended; `require` raises where the sweep is another driver's."""
 
-    def __init__(self, options: SweepOptions, total: int) -> None:
-        self._options, self._total = options, total
+    def __init__(self, options: SweepOptions, total: int, require: Require) -> None:
+        self._options, self._total, self._require = options, total, require
         self._began = time.monotonic()
         self._best: tuple[float, str] | None = None
         self._cut: set[str] = set()
@@ -286,6 +291,7 @@ class _Listener:
     def over(self, trials: Sequence[Any], trial: Any, error: bool) -> None:
         """A trial has ended."""
         options = self._options
+        storage.patiently(self._require, 60 * options.execution.storage_minutes, log.warning)
         if time.monotonic() - self._began >= 60 * (options.search.time_budget or math.inf):
             self._cut.add(trial.trial_id)
         elif not error:

@@ -25,6 +25,7 @@ import pyarrow.fs as pafs
 from ray.tune.schedulers import ASHAScheduler
 
 from hisem import storage
+from hisem.distributed.holding import Require
 from hisem.errors import StorageError
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,9 @@ DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, ValueError, EOFError, Ru
 class TuneState:
     """The state in the folder of a sweep."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, require: Require) -> None:
+        """Create it; `require` raises `TrainingError` where the sweep is another driver's."""
+        self._require = require
         self._path = storage.join(folder, STATE)
         self._tune = storage.join(folder, TUNE)
         self._tuner: bytes | None = None
@@ -98,6 +101,8 @@ class TuneState:
         """Store the state where Ray Tune has written its own since the last call.
 
         Called from Ray Tune's loop, between two events: what it has on disk is then what its scheduler knows.
+        Raises `TrainingError` where the sweep is another driver's now, whose state stays; where the storage fails, the
+        state is stored later.
         """
         if not trials:
             return
@@ -109,7 +114,9 @@ class TuneState:
         start, end = TRIALS.split("{}")
         session = newest.name.removeprefix(start).removesuffix(end)
         try:
-            storage.write_bytes(self._path, self._packed(folder, session))
+            packed = self._packed(folder, session)
+            self._require()
+            storage.write_bytes(self._path, packed)
         except StorageError as error:
             log.warning("%s The sweep's state is stored again in some seconds.", error)
 

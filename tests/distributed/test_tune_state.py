@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 
 from hisem import storage
+from hisem.distributed import sweep
+from hisem.distributed.sweep_file import SweepFile, require_holder
 from hisem.distributed.trial import EPOCH
 from hisem.distributed.tune_state import Halving, TuneState
-from hisem.errors import StorageError
+from hisem.errors import StorageError, TrainingError
+from hisem.training.presets import preset
+from hisem.training.space import Space
 
 TRIALS, EPOCHS = 12, 9
 TRIALS_FILE = "experiment_state-2026-01-01_00-00-00.json"
@@ -26,6 +30,14 @@ class Trial:
 
     trial_id: str
     local_experiment_path: str
+
+
+@dataclass(frozen=True)
+class TuneTrial:
+    """A trial that has ended."""
+
+    trial_id: str
+    status: str = "TERMINATED"
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -49,6 +61,10 @@ def write(staging: Path, session: str, suffix: bytes = b"") -> None:
         (staging / name.format(session)).write_bytes(content + suffix)
 
 
+def unopposed() -> None:
+    """No other driver has the sweep."""
+
+
 def scheduler(state: TuneState) -> Halving:
     """A new one in a sweep of `state`."""
     Halving.state = state
@@ -63,13 +79,13 @@ def test_a_sweep_continues_from_any_report_as_if_it_had_not_been_killed(folder: 
     for together, cut in ((1, 20), (3, 1), (3, 20), (3, 50)):
         groups = [trials[start : start + together] for start in range(0, TRIALS, together)]
         order = [(trial, epoch) for group in groups for epoch in range(1, EPOCHS + 1) for trial in group]
-        whole = decisions(scheduler(TuneState(folder)), trials, order, values)
+        whole = decisions(scheduler(TuneState(folder, unopposed)), trials, order, values)
         assert {"STOP", "CONTINUE"} <= set(whole.values())
-        first = TuneState(folder)
+        first = TuneState(folder, unopposed)
         begun = decisions(scheduler(first), trials, order[:cut], values)
         write(staging, "2026-01-01_00-00-00")
         first.take(trials)
-        second = TuneState(folder)
+        second = TuneState(folder, unopposed)
         assert second.restore()
         # Trials that ran report again what they had done.
         rest = decisions(scheduler(second), trials, order, values, stopped=ended(begun))
@@ -103,13 +119,13 @@ def test_the_files_come_back_alone_and_as_the_newest(folder: str, staging: Path)
     trial = Trial("a", str(staging))
     write(staging, "2026-01-01_00-00-00", b" of an earlier driver")
     write(staging, "2026-01-02_00-00-00")
-    state = TuneState(folder)
+    state = TuneState(folder, unopposed)
     scheduler(state).on_trial_add(None, trial)
     state.take([trial])
     storage.write_bytes(f"{folder}/tune/experiment_state-2026-01-03_00-00-00.json", b"half a co")
     storage.write_bytes(f"{folder}/tune/a/result.json", b"kept")
 
-    assert TuneState(folder).restore()
+    assert TuneState(folder, unopposed).restore()
     left = {Path(path).name: path for path in storage.list_files(f"{folder}/tune")}
     assert left.keys() >= {"tuner.pkl", "result.json"}
     (session,) = {name[name.index("-20") + 1 : name.index(".")] for name in left if "-" in name}
@@ -120,17 +136,17 @@ def test_the_files_come_back_alone_and_as_the_newest(folder: str, staging: Path)
 
 def test_a_sweep_that_was_killed_before_its_first_state_begins_anew(folder: str, staging: Path) -> None:
     storage.write_bytes(f"{folder}/tune/tuner.pkl", b"half a tu")
-    assert not TuneState(folder).restore()
+    assert not TuneState(folder, unopposed).restore()
     assert storage.list_files(f"{folder}/tune") == []
-    TuneState(folder).take([])
-    TuneState(folder).take([Trial("a", str(staging))])  # Ray Tune has written nothing yet
+    TuneState(folder, unopposed).take([])
+    TuneState(folder, unopposed).take([Trial("a", str(staging))])  # Ray Tune has written nothing yet
     assert not storage.exists(f"{folder}/tune.zip")
 
 
 def test_a_sweep_of_version_0_1_continues_with_what_ray_tune_copied(folder: str) -> None:
     storage.write_bytes(f"{folder}/tune/{TRIALS_FILE}", b"trials")
     before = storage.list_files(f"{folder}/tune")
-    assert TuneState(folder).restore()
+    assert TuneState(folder, unopposed).restore()
     assert storage.list_files(f"{folder}/tune") == before
 
 
@@ -140,7 +156,7 @@ def test_a_storage_that_fails_for_a_while_is_told_and_the_next_state_counts(
     def fail(*_: object) -> None:
         raise StorageError("the disk is away.")
 
-    trial, state = Trial("a", str(staging)), TuneState(folder)
+    trial, state = Trial("a", str(staging)), TuneState(folder, unopposed)
     scheduler(state).on_trial_add(None, trial)
     write(staging, "2026-01-01_00-00-00")
     with monkeypatch.context() as patch:
@@ -151,7 +167,42 @@ def test_a_storage_that_fails_for_a_while_is_told_and_the_next_state_counts(
     assert not storage.exists(f"{folder}/tune.zip")
     write(staging, "2026-01-01_00-00-00")
     state.take([trial])
-    assert TuneState(folder).restore()
+    assert TuneState(folder, unopposed).restore()
+
+
+def test_the_state_of_a_driver_that_took_the_sweep_over_stays(folder: str, staging: Path) -> None:
+    before = SweepFile(folder, {}).started("0123abcd", "first")
+    trial, state = Trial("a", str(staging)), TuneState(folder, lambda: require_holder(folder, "first"))
+    write(staging, "2026-01-01_00-00-00")
+    state.take([trial])
+    assert storage.exists(f"{folder}/tune.zip")
+
+    before.started("0123abcd", "second")
+    storage.write_bytes(f"{folder}/tune.zip", WHOLE)
+    write(staging, "2026-01-02_00-00-00")
+    with pytest.raises(TrainingError, match="another command resumed this sweep"):
+        state.take([trial])
+    assert storage.read_bytes(f"{folder}/tune.zip") == WHOLE
+
+
+@pytest.mark.parametrize("error", [False, True])
+def test_a_trial_of_a_sweep_that_was_taken_over_is_not_ended(
+    tmp_path: Path, error: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(sweep, "close_children", lambda *_, only: ended.append(only))
+    monkeypatch.setattr(sweep, "error_of", lambda _: "")
+    options = sweep.SweepOptions(Space("", "space.py", preset("demo")), "", str(tmp_path), "sweep", "")
+    file = SweepFile(options.folder, {}).started("0123abcd", "first")
+    listener = sweep._Listener(options, 2, lambda: require_holder(options.folder, "first"))
+    trials = [TuneTrial("a"), TuneTrial("b")]
+    listener.over(trials, trials[0], error)
+    file.started("0123abcd", "second")
+    files = storage.list_files(options.folder)
+    with pytest.raises(TrainingError, match="another command resumed this sweep"):
+        listener.over(trials, trials[1], error)
+    assert ended == ["a"]
+    assert storage.list_files(options.folder) == files
 
 
 def archive(*names: str) -> bytes:
@@ -181,7 +232,7 @@ WHOLE = archive("tuner.pkl", "experiment_state-.json", "rungs.pkl")
 def test_a_damaged_state_is_named(content: bytes, tmp_path: Path) -> None:
     storage.write_bytes(f"{tmp_path}/sweep/tune.zip", content)
     with pytest.raises(StorageError, match=r"tune\.zip"):
-        TuneState(f"{tmp_path}/sweep").restore()
+        TuneState(f"{tmp_path}/sweep", unopposed).restore()
     assert {path.name for path in tmp_path.rglob("*.json")} == set()
 
 
@@ -194,7 +245,7 @@ def test_no_damage_raises_anything_else(tmp_path: Path) -> None:
     for content in [*cut, *other]:
         (tmp_path / "tune.zip").write_bytes(content)
         try:
-            TuneState(str(tmp_path)).restore()
+            TuneState(str(tmp_path), unopposed).restore()
         except StorageError:
             refused += 1
             continue

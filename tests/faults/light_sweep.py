@@ -80,7 +80,7 @@ def main(folder: str) -> None:
     sweep.close_children = lambda *_, **__: None  # type: ignore[attr-defined]
     with session.cluster():
         orders = TrialOrders(options.space, folder, options.folder, "", "", Execution(workers=1))
-        ended = sweep._search(options, None, 1, orders)
+        ended = sweep._search(options, None, 1, orders, lambda: None)
     found = [[one.parameters["rate"], Listener.epochs[one.name], one.error] for one in ended]
     sys.stdout.write(json.dumps(found) + "\n")
 
