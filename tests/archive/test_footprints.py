@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import shapely
 
-from hisem.archive.footprints import covered_fractions, equal_area, repaired
+from hisem.archive.footprints import MAX_POINTS, covered_fractions, equal_area, repaired
 
 SPLIT = shapely.union(shapely.box(179, 10, 180, 11), shapely.box(-180, 10, -178, 11))
 
@@ -28,6 +28,52 @@ def test_however_the_antimeridian_is_crossed_the_ground_is_the_same(text: str) -
     assert found.is_valid
     assert not found.has_z
     assert found.symmetric_difference(SPLIT).area < 1e-9
+
+
+def dense(west: float, east: float, count: int = 400) -> shapely.Polygon:
+    """A box from 10 to 11 degrees north with about `count` points."""
+    return shapely.segmentize(shapely.box(west, 10, east, 11), (2 * (east - west) + 2) / count)
+
+
+def jumping(polygon: shapely.Geometry) -> shapely.Geometry:
+    return shapely.transform(polygon, lambda points: np.column_stack([(points[:, 0] + 180) % 360 - 180, points[:, 1]]))
+
+
+HOLED = dense(179.5, 180.5).difference(shapely.box(180.1, 10.2, 180.3, 10.4))
+
+
+@pytest.mark.parametrize(
+    ("footprint", "area"),
+    [
+        (dense(179.5, 180.5), 1.0),
+        (jumping(dense(179.5, 180.5)), 1.0),
+        (shapely.MultiPolygon([dense(179.5, 180, 160), dense(-180, -179.5, 160)]), 1.0),
+        (jumping(shapely.Point(180, 10).buffer(0.5, quad_segs=75)), np.pi / 4),
+        (HOLED, 0.96),
+        (jumping(HOLED), 0.96),
+        (shapely.Polygon([(x, 80) for x in (np.arange(400) * 0.9 + 180.3) % 360 - 180]), 3600.0),  # around the pole
+    ],
+)
+def test_many_points_at_the_antimeridian_keep_the_ground(footprint: shapely.Geometry, area: float) -> None:
+    found = repaired(footprint)
+    assert shapely.get_num_coordinates(footprint) > MAX_POINTS
+    assert found.is_valid
+    assert found.area == pytest.approx(area, rel=0.01)
+    assert -180 <= found.bounds[0] < found.bounds[2] <= 180
+
+
+SQUARES = shapely.MultiPolygon([shapely.box(x, y, x + 0.5, y + 0.5) for x in range(10) for y in range(10)])
+ANGLES = np.linspace(0, 2 * np.pi, 400, endpoint=False)
+RADII = 1 + np.random.default_rng(0).uniform(-0.2, 0.2, 400)
+NOISY = shapely.Polygon(np.column_stack([np.cos(ANGLES) * RADII, np.sin(ANGLES) * RADII]))
+
+
+@pytest.mark.parametrize("footprint", [SQUARES, NOISY])
+def test_valid_ground_with_many_points_that_matter_is_kept(footprint: shapely.Geometry) -> None:
+    assert footprint.is_valid
+    found = repaired(footprint)
+    assert found.is_valid
+    assert found.symmetric_difference(footprint).area < 0.01 * footprint.area
 
 
 @pytest.mark.parametrize(
