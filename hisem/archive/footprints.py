@@ -150,8 +150,8 @@ def _plain(rings: Sequence[Floats], tolerance: float) -> shapely.Polygon | None:
 
 def _plain_line(line: Floats, tolerance: float) -> Floats:
     # Around a pole an edge longer than half a turn would be taken for one the other way around.
-    turned = np.flatnonzero(np.diff(np.floor(line[:, 0] / 90))) + 1 if not _closed(line) else []
-    ends = np.unique([0, *turned, len(line) - 1])
+    turns = np.flatnonzero(np.diff(np.floor(line[:, 0] / 90))) + 1
+    ends = np.unique([0, *([] if _closed(line) else turns), len(line) - 1])
     pieces = [shapely.LineString(line[start : end + 1]) for start, end in pairwise(ends)]
     plain = [shapely.get_coordinates(one) for one in shapely.simplify(pieces, tolerance, preserve_topology=False)]
     return np.concatenate([plain[0][:1], *(one[1:] for one in plain)])

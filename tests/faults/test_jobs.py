@@ -165,7 +165,7 @@ def test_a_training_job(local: Local, trained: Driver) -> None:
     run = local.runs()["first"]
     assert run.info.status == "FINISHED"
     assert 0 <= run.data.metrics["val_bleu_4"] <= 1
-    assert {point.step for point in local.client().get_metric_history(run.info.run_id, "train_loss")} == {0, 1, 2}
+    assert {point.step for point in local.client().get_metric_history(run.info.run_id, "train_loss")} == {1, 2, 3}
 
 
 def test_a_sweep(local: Local, tiles: str, trained: Driver) -> None:
