@@ -95,6 +95,11 @@ def _parsed(entry: Any, number: int, path: Path) -> dict[str, Any]:
         name, split = str(entry["filename"]), entry["split"]
         references = [str(sentence["raw"]).strip() for sentence in entry["sentences"]]
         flag = entry["changeflag"]
+        "".join([name, *references]).encode()
+    except UnicodeEncodeError as error:
+        raise ReferencesError(
+            f"{path}: images[{number}] has halves of characters, which no file can hold ({error}); correct its text."
+        ) from error
     except (KeyError, TypeError) as error:
         raise ReferencesError(
             f"{path}: images[{number}] lacks {error}; filename, split, changeflag and sentences with raw are needed."
