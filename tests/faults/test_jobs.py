@@ -226,7 +226,7 @@ def test_a_night_whose_node_is_killed(local: Local, tiles: str, trained: Driver)
     rows[0]["after"] = [str(local.folder / "nowhere.tif")]
     path = f"{local.folder}/catalogue.parquet"
     write_catalogue(catalogue.from_pylist(rows, schema=catalogue.schema), path)
-    flags = ["--catalog", path, "--model", "models:/hisem@champion", "--tile-size", "32", "--beam", "3"]
+    flags = ["--catalog", path, "--model", "models:/hisem-demo@champion", "--tile-size", "32", "--beam", "3"]
     job = local.submit("night", "python", "pipelines/caption.py", *flags, "--batch-size", "1")
     (start,) = local.state.processes("worker-2")[:1]
     raylet = next(below for below in start.children() if "raylet" in below.name())
