@@ -138,7 +138,7 @@ def in_utc(time: datetime) -> datetime:
 def acquisition_or_reason(
     make: Callable[[], Acquisition], item_id: str | None, collection: str | None, where: str
 ) -> Acquisition | LeftOut:
-    """What `make` returns, or why it raises: no item or row affects another.
+    """Return what `make` returns, or why it raises: no item or row affects another.
 
     Names and reasons of what is left out can be written as UTF-8.
     """

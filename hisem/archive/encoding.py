@@ -1,4 +1,4 @@
-"""What a file declares of its numbers beyond their type: how they are turned, inverted, or colors of another kind.
+"""Declarations of a raster about its numbers beyond their type: turned, inverted, or colors of another kind.
 
 GDAL gives the stored numbers whatever a file declares. Where that changes what they mean the raster is refused, and the
 message has the command that makes a plain one: another reader of the file might invert or turn it where GDAL does not.

@@ -179,7 +179,7 @@ def _require_few_crossings(polygons: Sequence[shapely.Geometry]) -> None:
 
 
 def _crossings(starts: Floats, ends: Floats, number: int) -> int:
-    """How many later edges one edge meets, neighbors aside."""
+    """Return how many later edges one edge meets, neighbors aside."""
     start, end = starts[number], ends[number]
     others, their_ends = starts[number + 1 :], ends[number + 1 :]
 
