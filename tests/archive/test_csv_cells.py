@@ -36,7 +36,7 @@ def test_csv_is_written_in_one_place() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith((".write_csv", ".to_csv", "csv.writer")):
                 places.append(path.name)
-    assert places == ["catalogue.py"]
+    assert places == ["rows.py"]
 
 
 @pytest.mark.parametrize("name", ["-1", "-2-3", "--", "-a.b"])
