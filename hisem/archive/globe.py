@@ -151,15 +151,27 @@ def on_earth(outlines: Geometries) -> Geometries:
     with np.errstate(invalid="ignore"):
         inside = (bounds >= (-180, -90, -180, -90)).all(axis=1) & (bounds <= (180, 90, 180, 90)).all(axis=1)
         near = np.abs(bounds[:, [0, 2]]).max(axis=1) <= LARGEST_LONGITUDE
+        # Most of a grid from 0 to 360 degrees lies between two antimeridians: a shift is all that it needs.
+        turns = np.floor((bounds[:, 0] + ROUNDING + 180) / TURN)
+        within = (bounds[:, 2] - ROUNDING <= turns * TURN + 180) & (np.abs(bounds[:, [1, 3]]) <= 90).all(axis=1)
     found = outlines.copy()
     found[~inside] = None
-    for number in np.flatnonzero(~inside & near):
+    moved = np.flatnonzero(~inside & near & within)
+    found[moved] = _shifted(outlines[moved], -TURN * turns[moved])
+    for number in np.flatnonzero(~inside & near & ~within):
         found[number] = _split(outlines[number])
     broken = np.flatnonzero(~shapely.is_missing(found) & ~shapely.is_valid(found))
     for number in broken:
         found[number] = polygonal(shapely.make_valid(found[number]))
     found[shapely.is_empty(found)] = None
     return found
+
+
+def _shifted(outlines: Geometries, by: Floats) -> Geometries:
+    """Return outlines with degrees, one value each, added to their longitudes."""
+    points, owners = shapely.get_coordinates(outlines, return_index=True)
+    points[:, 0] += by[owners]
+    return shapely.set_coordinates(outlines, _settled(points))
 
 
 def _split(outline: shapely.Geometry) -> shapely.Geometry | None:
