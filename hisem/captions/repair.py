@@ -17,14 +17,16 @@ import pyarrow.fs as pafs
 from hisem import storage
 from hisem.captions.lock import Lock
 from hisem.captions.parquet import open_file, readable, require_valid
-from hisem.captions.table import DAMAGED, PUBLISHED, newest, published_files, repeatedly, rewrite
-from hisem.errors import StorageError
+from hisem.captions.table import DAMAGED, PUBLISHED, UNDATED, newest, published_files, repeatedly, rewrite
+from hisem.errors import ConflictError, StorageError
 
 log = logging.getLogger(__name__)
 
 Hashes = npt.NDArray[np.uint64]
 CHECKED = "_checked.json"
 KEY = ["tile_id", "model_digest"]
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+"""In place of a date that is not known, in tables of version 0.1; see `UNDATED`."""
 BATCH_ROWS = 65_536
 """Rows whose keys are read at once: their numbers take some 40 bytes for each character meanwhile."""
 FILES_AT_ONCE = 4
@@ -38,6 +40,7 @@ def repair(lock: Lock) -> int:
     One number of each row is held in memory, and the keys of the doubled rows; only files that hold those are
     rewritten, one at a time. A table whose files are those of `mark_checked` is not read.
     """
+    _rename_undated(lock)
     there = lock.read(CHECKED)
     if there is not None and there.content == _listing(lock.folder):
         return 0
@@ -45,6 +48,22 @@ def repair(lock: Lock) -> int:
     repeatedly(partial(_repair, lock, removed))
     mark_checked(lock)
     return sum(removed)
+
+
+def _rename_undated(lock: Lock) -> None:
+    """Move files of version 0.1 whose rows have no date to where this one keeps them.
+
+    Each is written under its new name before the old one is removed: of a run that is killed in between, the rows that
+    are there twice are removed by `repair`.
+    """
+    for path in published_files(lock.folder):
+        old = storage.join(PUBLISHED, path.rpartition(f"/{PUBLISHED}/")[2])
+        content = lock.read(old) if f"/acquired={HIVE_NULL}/" in path else None
+        if content is not None:
+            lock.update(old.replace(f"acquired={HIVE_NULL}", f"acquired={UNDATED}"), content.content)
+            lock.remove(old, content.version, b"")
+            if storage.exists(storage.join(lock.folder, old)):  # an object store, where `remove` leaves an empty object
+                storage.delete(storage.join(lock.folder, old))
 
 
 def mark_checked(lock: Lock) -> None:
@@ -96,14 +115,17 @@ def _repair(lock: Lock, removed: list[int]) -> None:
     )
     places = old.column("place").to_numpy()
     for number, (path, _) in enumerate(held):
-        mine = places[places >> 32 == number] & 0xFFFFFFFF
-        if len(mine):
-            rewrite(lock, path, partial(_at, mine), None)
-            removed.append(len(mine))
+        here = places >> 32 == number
+        if here.any():
+            rewrite(lock, path, partial(_at, places[here] & 0xFFFFFFFF, old.filter(pa.array(here))), None)
+            removed.append(int(here.sum()))
 
 
-def _at(places: npt.NDArray[np.int64], rows: pa.Table) -> pa.Array:
-    """Return which rows are at `places`."""
+def _at(places: npt.NDArray[np.int64], expected: pa.Table, rows: pa.Table) -> pa.Array:
+    """Return which rows are at `places`. Raises `ConflictError` where those are not the `expected` ones any more."""
+    columns = [*KEY, "captioned_at"]
+    if places.max() >= len(rows) or not rows.take(places).select(columns).equals(expected.select(columns)):
+        raise ConflictError("A file of the table was rewritten after its keys were read.")
     mask = np.zeros(len(rows), bool)
     mask[places] = True
     return pa.array(mask)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -62,6 +63,50 @@ def test_the_row_captioned_last_stays(
     }
     assert len(found) == 6
     assert repaired(output) == 0
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_undated_rows_of_version_0_1_move(place: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    output = str(tmp_path) if place == "folder" else request.getfixturevalue("bucket")
+    old = "acquired=__HIVE_DEFAULT_PARTITION__/model=1"
+    put(output, f"{old}/part-a-0.parquet", row("p/0", after_time=None), row("p/1", after_time=None))
+    put(output, f"{old}/part-b-0.parquet", row("q/0", after_time=None))
+    new = "acquired=0000-00-00/model=1"
+    put(output, f"{new}/part-a-0.parquet", row("p/0", after_time=None), row("p/1", after_time=None))  # killed before
+    put(output, "acquired=2024-06-01/model=1/part-c-0.parquet", row("r/0", after_time=JUNE))
+    assert repaired(output) == 0
+    names = sorted(path.rpartition("/captions/")[2] for path in captions.published_files(output))
+    assert names == [
+        f"{new}/part-a-0.parquet",
+        f"{new}/part-b-0.parquet",
+        "acquired=2024-06-01/model=1/part-c-0.parquet",
+    ]
+    assert sorted(captions.read_captions(output).column("tile_id").to_pylist()) == ["p/0", "p/1", "q/0", "r/0"]
+    if place == "folder":
+        dates = pd.read_parquet(tmp_path / "captions")["acquired"]
+        assert sorted(dates) == ["0000-00-00"] * 3 + ["2024-06-01"]
+
+
+def test_rows_that_another_run_moved_meanwhile_are_planned_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = str(tmp_path)
+    later = JUNE + timedelta(hours=1)
+    put(output, "a.parquet", row("p/0", caption="old"), row("p/1"), row("p/2"))
+    put(output, "b.parquet", row("p/0", caption="new", captioned_at=later))
+    calls: list[str] = []
+
+    def rewritten_before(*args: Any) -> None:
+        if not calls:  # as the last write of a run that was taken over does: the old row is at another place now
+            put(output, "a.parquet", row("o/9"), row("p/0", caption="old"), row("p/1"), row("p/2"))
+        calls.append(args[1])
+        captions.rewrite(*args)
+
+    monkeypatch.setattr(repair_module, "rewrite", rewritten_before)
+    assert repaired(output) == 1
+    assert len(calls) == 2
+    found = {r["tile_id"]: r["caption"] for r in captions.read_captions(output).to_pylist()}
+    assert found == {"p/0": "new", **{tile: f"caption of {tile}" for tile in ("o/9", "p/1", "p/2")}}
 
 
 def test_files_without_doubled_rows_are_left_alone(tmp_path: Path) -> None:
