@@ -167,12 +167,16 @@ class Lock:
         self._written = clock()
 
     def _require_conditions(self) -> None:
-        """Notice a storage that ignores conditions, by creating the file once more."""
+        """Notice a storage that ignores conditions: create the file once more, and replace a version of it twice."""
+        first = self._version
         if self._files.conditional:
-            self._entry = replace(self._entry, beat=self._entry.beat + 1)
-            with suppress(ConflictError):
-                self._put(None)
-                self._files.conditional = False
+            self._beat()
+        for outdated in (None, first):
+            if self._files.conditional:
+                self._entry = replace(self._entry, beat=self._entry.beat + 1)
+                with suppress(ConflictError):
+                    self._put(outdated)
+                    self._files.conditional = False
         if not self._files.conditional:
             log.warning(
                 "%s: the storage has no conditional writes: let one run at a time write there. A run that stands "

@@ -290,11 +290,17 @@ def test_heartbeats_change_the_file(output: str) -> None:
     assert second.beat > first.beat
 
 
+@pytest.mark.parametrize("ignored", ["If-None-Match", "If-Match", "both"])
 def test_a_store_that_ignores_conditions_is_named(
-    bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bucket: str, ignored: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     real = obstore.put
-    monkeypatch.setattr(obstore, "put", lambda *args, **more: real(*args, **{**more, "mode": "overwrite"}))
+
+    def put(*args: Any, mode: Any, **more: Any) -> Any:
+        condition = "If-None-Match" if mode == "create" else "If-Match"
+        return real(*args, mode="overwrite" if ignored in (condition, "both") else mode, **more)
+
+    monkeypatch.setattr(obstore, "put", put)
     with exclusive(bucket, "night") as held:
         assert "no conditional writes" in caplog.text
         held.write("a", b"", None)
