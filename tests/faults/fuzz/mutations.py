@@ -169,6 +169,6 @@ def mutate(data: bytes, fields: tuple[Mutation, ...], rng: random.Random) -> byt
         by_field = fields and rng.random() < 0.5
         try:
             data = rng.choice(fields if by_field else BLIND)(data, rng)
-        except (struct.error, ValueError, IndexError, RecursionError, TypeError):
+        except (struct.error, ValueError, IndexError, RecursionError, TypeError, OverflowError):
             data = flip_bits(data, rng)  # fields that a first mutation has destroyed
     return data
