@@ -157,5 +157,5 @@ def test_too_little_is_told_with_the_numbers(on_cluster: Start, add_node: AddNod
     add_node()
     for name, (flags, told) in TOO_LITTLE.items():  # one after another: three that start at once share two cores
         driver = on_cluster(name, *RUN, *flags, HISEM_STORAGE=str(tmp_path / "store"))
-        assert driver.process.wait(240) == 1
+        assert driver.process.wait(120) == 1
         assert re.search(told, driver.log.read_text())

@@ -25,7 +25,7 @@ from tests.faults.fuzz.mutations import mutate
 from tests.faults.fuzz.targets import Target, targets
 
 SECONDS_PER_CASE = 60.0
-"""A header that claims a million tiles, which is allowed, takes half a minute of CPU to index."""
+"""A header may claim a million tiles; 250,000 take 5 to 6 s of CPU to index."""
 SECONDS_TO_START = 120.0
 MAX_GROWTH = 2**30
 """Bytes by which one case may grow the resident memory of its process."""
